@@ -1,0 +1,70 @@
+"""The environment that demo, development and tests run programs in: made from what is installed here, and cached."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from flame.model.errors import DoesNotMatchApproval, NotFound
+from flame.runtime.build import build_site, site_fingerprint
+from flame.runtime.environments import HostEnvironment, check, load_host_environment, register_host_environment
+
+__all__ = ["BASE", "BASE_DISTRIBUTIONS", "ensure_environment"]
+
+BASE: Final = "python/base"
+BASE_DISTRIBUTIONS: Final = ("flame-federated", "numpy", "msgspec")
+
+# long enough that no run still uses a site that was replaced
+_KEPT_SECONDS: Final = 24 * 3600
+
+
+def ensure_environment(cache: Path | None = None) -> HostEnvironment:
+    """The environment `python/base`: the SDK, NumPy and msgspec. Made on first use, and again when one of them changed.
+
+    cache: where it is kept; default $XDG_CACHE_HOME/flame/environments or ~/.cache/flame/environments.
+    Safe to call from several processes at once. Replaced sites are kept for a day, for runs that still use them.
+    """
+    registry = cache or _default_cache()
+    registry.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(registry):
+        site = registry / "sites" / f"base-{site_fingerprint(BASE_DISTRIBUTIONS)[:24]}"
+        current = _registered(registry)
+        if current is not None and current.site == site.resolve():
+            return current
+        build_site(site, BASE_DISTRIBUTIONS, reuse=current.site if current else None)
+        _forget_old_sites(site)
+        return register_host_environment(BASE, site, registry=registry)
+
+
+def _default_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "flame" / "environments"
+
+
+@contextmanager
+def _alone(registry: Path) -> Iterator[None]:
+    with (registry / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _registered(registry: Path) -> HostEnvironment | None:
+    """What is registered, if it is whole: a cache that somebody cleaned in part is made again."""
+    try:
+        environment = load_host_environment(BASE, registry)
+        check(environment)
+    except (NotFound, DoesNotMatchApproval):
+        return None
+    return environment
+
+
+def _forget_old_sites(current: Path) -> None:
+    for site in current.parent.iterdir():
+        if not site.name.startswith(current.name) and time.time() - site.lstat().st_ctime > _KEPT_SECONDS:
+            shutil.rmtree(site) if site.is_dir() else site.unlink()
