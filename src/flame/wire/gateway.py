@@ -11,6 +11,7 @@ connection.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Sequence
@@ -212,6 +213,9 @@ class Connection:
         return self._socket.fileno()
 
     def close(self) -> None:
+        """Also ends a ``receive_…`` that another thread is waiting in (EOFError there)."""
+        with contextlib.suppress(OSError):  # the other side may have gone first
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def send(self, head: Request | Reply, body: Sequence[Buffer] = ()) -> None:

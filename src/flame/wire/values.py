@@ -117,6 +117,8 @@ def named_arrays(value: Value) -> Iterator[tuple[str, NDArray[Any]]]:
             raise Invalid(f"'{name}' is an integer of more than 63 bits.", next_step="Send it as a float.")
         if isinstance(item, bool | int | float):
             item = np.asarray(item, dtype="f8" if isinstance(item, float) else "i8")
+        if isinstance(item, np.number | np.bool_):
+            item = np.asarray(item)
         if not isinstance(item, np.ndarray):
             raise Invalid(f"'{name}' is {type(item).__name__}; a summary holds arrays and numbers only.")
         yield name, item
@@ -163,7 +165,7 @@ def _flatten_array(value: object, where: str, arrays: list[_Array], bodies: list
 
     if isinstance(value, np.bool_ | np.integer | np.float64 | np.float32 | np.float16):
         return value.item()
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+    if not isinstance(value, np.ndarray) or hasattr(value, "mask"):
         raise Invalid(
             f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot travel.",
             next_step="Send numbers, text, bytes, lists, dictionaries and NumPy arrays of numbers.",
@@ -176,7 +178,7 @@ def _flatten_array(value: object, where: str, arrays: list[_Array], bodies: list
     data = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     offset = arrays[-1].offset + _padded(arrays[-1].nbytes) if arrays else 0
     arrays.append(_Array(kind, list(value.shape), offset, data.nbytes))
-    bodies.append(memoryview(data.reshape(-1).view("u1")))
+    bodies.append(data.reshape(-1).view("u1").data)
     return {"$array": len(arrays) - 1}
 
 
