@@ -5,6 +5,8 @@ Each is Ed25519 over `purpose || 0 || 32-byte digest`.
 
 from __future__ import annotations
 
+import re
+
 from flame.crypto.canonical import document_digest
 from flame.crypto.keys import IdentityKey, PublicKey
 from flame.model.errors import Malformed
@@ -13,6 +15,8 @@ _MANIFEST = b"flame-manifest-v1\0"
 _APPROVAL = b"flame-approval-v1\0"
 _START = b"flame-start-v1\0"
 _EVENT = b"flame-event-v1\0"
+_DOCUMENT = b"flame-document-v1\0"
+_PURPOSE_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 def sign_manifest(key: IdentityKey, digest: bytes) -> bytes:
@@ -53,6 +57,25 @@ def sign_event(key: IdentityKey, digest: bytes) -> bytes:
 def verify_event(public: PublicKey, signature: bytes, digest: bytes) -> None:
     """Raises BadSignature unless `public` signed this digest as an event of the log."""
     _verify(public, signature, _EVENT, digest)
+
+
+def sign_document(key: IdentityKey, purpose: str, document: object) -> bytes:
+    """A signature on any other JSON document (enrolment, rotation, receipt …).
+
+    `purpose` names what it is for (lower-case letters, digits, hyphens); a signature holds for its own purpose alone.
+    """
+    return _sign(key, _named(purpose), document_digest(document))
+
+
+def verify_document(public: PublicKey, signature: bytes, purpose: str, document: object) -> None:
+    """Raises BadSignature unless `public` signed this document for this purpose."""
+    _verify(public, signature, _named(purpose), document_digest(document))
+
+
+def _named(purpose: str) -> bytes:
+    if not _PURPOSE_NAME.fullmatch(purpose):
+        raise Malformed("The purpose of a signature is named with 1 to 64 lower-case letters, digits and hyphens.")
+    return _DOCUMENT + purpose.encode("ascii") + b"\0"
 
 
 def _sign(key: IdentityKey, purpose: bytes, digest: bytes) -> bytes:

@@ -52,6 +52,17 @@ def test_another_key_or_content_is_refused(purpose: str) -> None:
         verify(KEY.public, sign(KEY, content), other)
 
 
+def test_other_documents_are_signed_for_a_named_purpose() -> None:
+    signature = s.sign_document(KEY, "rotation", DOCUMENT)
+    s.verify_document(KEY.public, signature, "rotation", DOCUMENT)
+    for purpose, document in [("enrolment", DOCUMENT), ("rotation", {**DOCUMENT, "node": "12"})]:
+        with pytest.raises(BadSignature):
+            s.verify_document(KEY.public, signature, purpose, document)
+    for name in ("", "Rotation", "a\0b", "x" * 65, "ä"):
+        with pytest.raises(Malformed):
+            s.sign_document(KEY, name, DOCUMENT)
+
+
 def test_only_digests_are_signed() -> None:
     with pytest.raises(Malformed):
         s.sign_manifest(KEY, b"the manifest itself")
