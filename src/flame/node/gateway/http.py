@@ -1,0 +1,179 @@
+"""The HTTP side of the run's socket: heads are read strictly, bounded and against a deadline.
+
+Only the upgrade to frames is served today; what else comes is answered by ``not_served``. FLAME's own HTTP contract
+takes that place and keeps this reader.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+MAX_HEAD: Final = 32 << 10
+MAX_HEADERS: Final = 100
+HEAD_SECONDS: Final = 10.0
+_STEP: Final = 1 << 20
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_TARGET: Final = re.compile(r"(?:https?://[^/?#\s]*)?(/[!-~]*)")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_SINGLE: Final = frozenset({"host", "content-length", "transfer-encoding", "upgrade", "content-type", "authorization"})
+
+
+class HeadError(Exception):
+    """A head that is not answered with more than this status. Never leaves the gateway."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    method: str
+    path: str
+    """Path and query; what host an absolute URI names does not matter."""
+    headers: Mapping[str, str]
+    """Names in lower case."""
+
+    @property
+    def asks_for_frames(self) -> bool:
+        tokens = {token.strip().lower() for token in self.headers.get("connection", "").split(",")}
+        return (
+            (self.method, self.path) == ("GET", "/flame/v1")
+            and "upgrade" in tokens
+            and self.headers.get("upgrade", "").lower() == "flame-frames/1"
+            and self.headers.get("content-length", "0") == "0"
+            and "transfer-encoding" not in self.headers
+        )
+
+
+class Inbox:
+    """The reading end of a run's connection: bytes in order, each wait bounded by a deadline. Only ever ``recv``."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._ahead = bytearray()
+
+    def wait(self) -> None:
+        """Until the first byte of what comes next, however long. Raises EOFError at the end."""
+        if not self._ahead:
+            self._more(4096, None)
+
+    def exactly(self, size: int, deadline: float | None) -> bytearray:
+        """The next ``size`` bytes. Raises EOFError, or TimeoutError past the deadline (monotonic seconds)."""
+        buffer = self._ahead[:size]
+        del self._ahead[: len(buffer)]
+        filled = len(buffer)
+        while filled < size:
+            if filled == len(buffer):  # grows as bytes arrive: an announced length alone takes no memory
+                buffer.extend(bytes(min(size - filled, max(filled, _STEP))))
+            self._stream.settimeout(_left(deadline))
+            with memoryview(buffer) as view:
+                got = self._stream.recv_into(view[filled:])
+            if not got:
+                raise EOFError
+            filled += got
+        return buffer
+
+    def discard(self, size: int) -> None:
+        """Read and forget the next ``size`` bytes, in a small buffer."""
+        taken = min(size, len(self._ahead))
+        del self._ahead[:taken]
+        size -= taken
+        scratch = memoryview(bytearray(min(size, 256 << 10)))
+        self._stream.settimeout(None)
+        while size:
+            got = self._stream.recv_into(scratch[: min(size, len(scratch))])
+            if not got:
+                raise EOFError
+            size -= got
+
+    def until(self, end: bytes, limit: int, deadline: float) -> bytes:
+        """The bytes before ``end``, which is taken too. Raises HeadError past ``limit`` bytes, or the deadline."""
+        seen = 0
+        while (found := self._ahead.find(end, max(0, seen - len(end) + 1))) < 0 and len(self._ahead) < limit:
+            seen = len(self._ahead)
+            self._more(4096, deadline)
+        if found < 0 or found > limit:
+            raise HeadError(431, f"The head of the request is longer than {limit} bytes.")
+        taken = bytes(self._ahead[:found])
+        del self._ahead[: found + len(end)]
+        return taken
+
+    def _more(self, size: int, deadline: float | None) -> None:
+        self._stream.settimeout(_left(deadline))
+        got = self._stream.recv(size)
+        if not got:
+            raise EOFError
+        self._ahead += got
+
+
+def read_head(inbox: Inbox) -> Head:
+    """Raises HeadError for anything that is not a plain HTTP/1.1 head, EOFError when the peer went away."""
+    try:
+        block = inbox.until(b"\r\n\r\n", MAX_HEAD, time.monotonic() + HEAD_SECONDS)
+    except TimeoutError:
+        raise HeadError(408, f"The head of the request took longer than {HEAD_SECONDS:.0f} seconds.") from None
+    return parse_head(block)
+
+
+def parse_head(block: bytes) -> Head:
+    """A head without its closing blank line. Raises HeadError."""
+    first, *lines = block.decode("latin-1").split("\r\n")
+    parts = first.split(" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] != "HTTP/1.1":
+        raise HeadError(400, "The first line is not that of an HTTP/1.1 request.")
+    target = _TARGET.fullmatch(parts[1])
+    if target is None:
+        raise HeadError(400, "The request's target is no path.")
+    if len(lines) > MAX_HEADERS:
+        raise HeadError(431, f"The request has more than {MAX_HEADERS} headers.")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        name = name.lower()
+        if not colon or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise HeadError(400, "A header of the request is not written as 'Name: value'.")
+        if name in headers and name in _SINGLE:
+            raise HeadError(400, f"The request has the header '{name}' twice.")
+        value = value.strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if "host" not in headers:
+        raise HeadError(400, "The request has no Host header.")
+    return Head(parts[0], target.group(1), headers)
+
+
+def problem(status: int, code: str, message: str, next_step: str = "") -> bytes:
+    """A whole response that closes the connection: a JSON problem in the form that FLAME's clients read."""
+    body = json.dumps({"statusCode": status, "code": code, "message": message, "nextStep": next_step}).encode()
+    reason = {400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+    head = (
+        f"HTTP/1.1 {status} {reason.get(status, 'Service Unavailable')}\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def not_served(head: Head) -> bytes:
+    return problem(
+        404,
+        "entity_not_found",
+        "This node does not serve plain HTTP to programs yet.",
+        "Use flame.connect() in the program.",
+    )
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
