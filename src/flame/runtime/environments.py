@@ -137,8 +137,8 @@ def register_host_environment(name: str, site: Path, *, python: Path | None = No
     site: a site-packages directory of the environment's own, compiled (see `build_site`), never the node's.
     python: an interpreter; default: the one that this process' virtual environment is based on.
     registry: a directory of the node's, for the copies and the record. Unchanged files are not hashed again.
-    Raises Invalid for a bad name, NotFound for a missing site, Refused when somebody else could change the files or when
-    they hold what must not be there (.pth files, sockets, links that lead out).
+    Raises Invalid for a bad name, NotFound for a missing site, Refused when somebody else could change the files or
+    when they hold what must not be there (.pth files, sockets, links that lead out).
     """
     if not _NAME.fullmatch(name):
         raise Invalid(

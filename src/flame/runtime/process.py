@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import os
 import re
 import resource
 import secrets
-import select
 import shutil
 import stat
 import subprocess
@@ -33,6 +31,7 @@ from flame.runtime.environments import SITE, HostEnvironment, check
 from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun
 from flame.runtime.sandbox import CODE, GATEWAY, Broken, Isolation, Limits, Promise, Running, RunSpec
 from flame.runtime.spawner import Order, spawn
+from flame.runtime.starting import Descriptors, await_gate, child_of, put_down
 from flame.runtime.verify import Expected, Mount, broken_promises, children
 
 __all__ = ["FIRST_USER", "ProcessSandbox", "base_variables", "bubblewrap"]
@@ -41,7 +40,6 @@ FIRST_USER: Final = 200_000
 _SLOTS: Final = 1000
 _OLDEST: Final = (0, 6)  # --perms and --size
 _DISABLES_NAMESPACES: Final = (0, 8)
-_STARTS_WITHIN: Final = 60.0
 _PROGRAMS: Final = "/usr/bin:/bin:/usr/local/bin:/usr/sbin:/sbin"
 _MIB: Final = 1 << 20
 
@@ -133,9 +131,7 @@ class ProcessSandbox:
 
     async def start(self, spec: RunSpec) -> Running:
         if spec.run in self._runs:
-            raise Conflict(
-                f"The run {spec.run} was started already.", next_step="Clean it up before starting it again."
-            )
+            raise Conflict(f"The run {spec.run} was started already.", next_step="Clean it up first.")
         kept = self._runs[spec.run] = _Kept(None, spec.work, None, None)
         try:
             handles = await asyncio.to_thread(self._launch, spec, kept)
@@ -181,7 +177,7 @@ class ProcessSandbox:
 
         Descriptors registered in `undo` are closed whatever happens; those handed over are duplicates.
         """
-        pipes = _Pipes(undo)
+        pipes = Descriptors(undo)
         arguments = self._arguments(spec, user)
         inherited = {
             "args": pipes.memory("args", b"\0".join(part.encode() for part in arguments)),
@@ -197,10 +193,10 @@ class ProcessSandbox:
         command = self._command(spec.environment, inherited, user)
         order = Order(command, (nothing, output_end, error_end), tuple(inherited.values()), {})
         monitor = spawn(order)
-        undo.push(partial(_put_down, monitor))
+        undo.push(partial(put_down, monitor))
         for fd in (*inherited.values(), nothing, output_end, error_end):
             pipes.close(fd)
-        init = _child_of(status, error)
+        init = child_of(status, error)
         init_fd = pipes.own(os.pidfd_open(init))
         if group is not None:
             group.add(init)
@@ -209,7 +205,7 @@ class ProcessSandbox:
             resource.prlimit(init, number, (value, value))
         with suppress(BrokenPipeError):  # it has ended: the next line says why
             os.write(unblock, b".")
-        _await_gate(ready, error)
+        await_gate(ready, error)
         program = next(iter(children(init)), init)
         expected = Expected(
             promises=self.promises,
@@ -289,36 +285,6 @@ class ProcessSandbox:
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------
-
-
-class _Pipes:
-    """Descriptors of one start, closed in every case."""
-
-    def __init__(self, undo: ExitStack) -> None:
-        self._open: set[int] = set()
-        undo.callback(self._close_all)
-
-    def own(self, fd: int) -> int:
-        self._open.add(fd)
-        return fd
-
-    def pipe(self) -> tuple[int, int]:
-        reader, writer = os.pipe()
-        return self.own(reader), self.own(writer)
-
-    def memory(self, name: str, content: bytes) -> int:
-        fd = self.own(os.memfd_create(name))
-        os.write(fd, content)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
-
-    def close(self, fd: int) -> None:
-        self._open.discard(fd)
-        os.close(fd)
-
-    def _close_all(self) -> None:
-        for fd in self._open:
-            os.close(fd)
 
 
 def _sized_tmpfs(target: str, size: int) -> list[str]:
@@ -409,44 +375,6 @@ def _free_user(slots: Path) -> tuple[int, int]:
             continue
         return fd, FIRST_USER + slot
     raise Unavailable(f"All {_SLOTS} users for runs are in use.", next_step="Wait until runs have ended.")
-
-
-def _child_of(status: int, error: int) -> int:
-    """The process that bubblewrap made, from what it says about itself."""
-    told = b""
-    while part := _read_in_time(status, 4096):
-        told += part
-    try:
-        return int(json.loads(told)["child-pid"])
-    except (ValueError, KeyError):
-        raise _not_set_up(error) from None
-
-
-def _await_gate(ready: int, error: int) -> None:
-    if _read_in_time(ready, 1) != b".":
-        raise _not_set_up(error)
-
-
-def _read_in_time(fd: int, size: int) -> bytes:
-    """What comes within the time that a start may take; nothing at the end of the stream or when the time is over."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return os.read(fd, size) if poll.poll(_STARTS_WITHIN * 1000) else b""
-
-
-def _not_set_up(error: int) -> Unavailable:
-    os.set_blocking(error, False)
-    with suppress(BlockingIOError):
-        said = os.read(error, 4096).decode(errors="replace").strip()
-        return Unavailable(f"The sandbox could not be set up: {said or 'it ended without a word'}.")
-    return Unavailable(f"The sandbox was not set up within {_STARTS_WITHIN:.0f} seconds.")
-
-
-def _put_down(monitor: subprocess.Popen[bytes], failed: type[BaseException] | None, *_: object) -> None:
-    """Called when the start is over: a monitor that nobody will hold must not stay."""
-    if failed is not None:
-        monitor.kill()
-        monitor.wait()
 
 
 def _give_back(kept: _Kept) -> None:

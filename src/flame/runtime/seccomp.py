@@ -1,8 +1,9 @@
 """The system call filter of a run: a classic BPF program, assembled here.
 
 What is denied is what has no place in an analysis and has been the way out of sandboxes before: tracing and writing
-into other processes, mounts, new namespaces, the kernel's key rings, bpf, io_uring, userfaultfd, modules, clocks, handles of
-files. What is left (files, memory, threads, unix sockets, loopback) is what Python and its numerical libraries need.
+into other processes, mounts, new namespaces, the kernel's key rings, bpf, io_uring, userfaultfd, modules, clocks,
+handles of files. What is left (files, memory, threads, unix sockets, loopback) is what Python and its numerical
+libraries need.
 
 `setpriv` runs under the filter too (bubblewrap loads it just before it executes the command), so changing the user and
 dropping capabilities stay allowed here; they are made useless by the empty capability sets and by no_new_privs.
