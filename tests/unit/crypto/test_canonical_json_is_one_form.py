@@ -96,6 +96,11 @@ def test_what_is_not_its_own_canonical_form_is_refused(data: bytes) -> None:
         parse_canonical(data)
 
 
+def test_a_key_named_twice_is_called_so() -> None:
+    with pytest.raises(Malformed, match="twice"):
+        parse_canonical(b'{"a":1,"a":2}')
+
+
 def test_thirty_two_levels_are_read() -> None:
     data = b"[" * 32 + b"]" * 32
     assert canonical(parse_canonical(data)) == data

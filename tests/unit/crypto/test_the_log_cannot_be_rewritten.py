@@ -165,6 +165,19 @@ def test_a_leaf_is_not_shown_at_another_place() -> None:
         verify_inclusion(log[0], 0, 0, [], EMPTY_ROOT)
 
 
+def test_a_proof_for_another_size_is_refused() -> None:
+    """The right hashes under a false size: the path ends before, or after, the root."""
+    log = leaves(5)
+    with pytest.raises(Refused):
+        verify_inclusion(log[0], 0, 2, [], log[0])
+    with pytest.raises(Refused):
+        verify_inclusion(log[0], 0, 5, inclusion_proof(log, 0, 4), root_of(log, 4))
+    proof = consistency_proof(log, 2, 3)
+    verify_consistency(2, root_of(log, 2), 3, root_of(log, 3), proof)
+    with pytest.raises(Refused):
+        verify_consistency(2, root_of(log, 2), 5, root_of(log, 3), proof)
+
+
 def test_a_log_that_went_back_or_forked_is_refused() -> None:
     log = leaves(4)
     with pytest.raises(Refused, match="went back"):
