@@ -34,7 +34,7 @@ for family, address in ((socket.AF_INET, ("192.0.2.1", 9)), (socket.AF_INET6, ("
 interfaces = [line.split(":")[0].strip() for line in open("/proc/net/dev")][2:]
 if interfaces not in ([], ["lo"]):
     out["no-network"] = "there are interfaces besides the loopback"
-for path in ("/etc/shadow", "/root", "/home", "/var", "/boot", "/sys", sys.argv[1]):
+for path in ("/etc/shadow", "/home", "/var", "/boot", "/sys", sys.argv[1]):
     if os.path.lexists(path):
         out["own-files"] = "%s exists" % path
 for path in ("/canary", "/code/canary", "/opt/site/canary", "/etc/canary", "/run/flame/canary"):

@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -195,23 +195,46 @@ def check(environment: HostEnvironment) -> None:
 
     Raises DoesNotMatchApproval naming the first file that was changed, removed or added.
     """
-    content = _read_record(environment.record)
-    if content is None or content["digest"] != environment.digest:
+    expected = _expected(environment, _stamp_of_record(environment))
+    if expected.digest != environment.digest:
         raise _changed(environment, str(environment.record), "is not the record this environment was loaded from")
-    roots = {target: str(place) for target, place in environment.mounts.items()}
-    for path, (mode, stamp, *_) in content["files"].items():
-        _compare(environment, roots, path, mode, stamp)
-    for path, (mode, stamp) in content["folders"].items():
-        _compare(environment, roots, path, mode, stamp)
+    for path, place, mode, stamp in expected.entries:
+        try:
+            now = os.lstat(place)
+        except FileNotFoundError:
+            raise _changed(environment, path, "is gone") from None
+        if now.st_mode != mode or _stamp(now) != stamp:
+            raise _changed(environment, path, "has changed")
 
 
-def _compare(environment: HostEnvironment, roots: Mapping[str, str], path: str, mode: int, stamp: list[int]) -> None:
+@dataclass(frozen=True)
+class _Expected:
+    """A record ready to be compared: path in the sandbox, path on this machine, mode, stamp."""
+
+    digest: str
+    entries: tuple[tuple[str, str, int, Stamp], ...]
+
+
+def _stamp_of_record(environment: HostEnvironment) -> Stamp:
     try:
-        now = os.lstat(_place(roots, path))
+        return _stamp(environment.record.stat())
     except FileNotFoundError:
-        raise _changed(environment, path, "is gone") from None
-    if list(_stamp(now)) != stamp or now.st_mode != mode:
-        raise _changed(environment, path, "has changed")
+        raise _changed(environment, str(environment.record), "is gone") from None
+
+
+@lru_cache(maxsize=8)
+def _expected(environment: HostEnvironment, _: Stamp) -> _Expected:
+    """Read once for each state of the record: a node checks before every start."""
+    content = _read_record(environment.record)
+    if content is None:
+        raise _changed(environment, str(environment.record), "is of another form")
+    roots = {target: str(place) for target, place in environment.mounts.items()}
+    entries = [
+        (path, _place(roots, path), mode, (stamp[0], stamp[1], stamp[2], stamp[3]))
+        for kind in ("files", "folders")
+        for path, (mode, stamp, *_) in content[kind].items()
+    ]
+    return _Expected(content["digest"], tuple(entries))
 
 
 def _place(roots: Mapping[str, str], path: str) -> str:

@@ -41,7 +41,7 @@ SMALL = {
 
 
 def drive(request: dict[str, Any], environment: HostEnvironment) -> dict[str, Any]:
-    """request: program, and optionally args, files, links, variables, limits, weaken, backend, stop_when, grace, run."""
+    """request: program; optionally args, files, links, variables, limits, weaken, backend, stop_when, grace, run."""
     return asyncio.run(asyncio.wait_for(_drive(request, environment), 240))
 
 
@@ -138,6 +138,7 @@ def _surroundings(place: Path, world: contextlib.ExitStack) -> dict[str, Any]:
         "patients": str(place / "data" / "patients.csv"),
         "other_socket": str(place / "other" / "gateway.sock"),
         "abstract": hidden[1:],
+        "home": str(Path(__file__).parent),
         "node": os.getpid(),
         "addresses": [[address, port] for address in _own_addresses()],
     }

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.runtime import driver
 
 import flame
 from flame.lab.environment import ensure_environment
 from flame.runtime import HostEnvironment
+from unit.runtime import driver
 
 NOBODY = 65534
 SOURCES = Path(flame.__file__).parents[1]
