@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         snapshot = read(job, int(arguments[0]), int(arguments[1]))
     except FlameError as error:
-        return _tell(ReadError(error.code, error.message, error.next_step), 3)
+        return _tell(ReadError(error.code, error.message[:1].upper() + error.message[1:], error.next_step), 3)
     except MemoryError:
         return _tell(
             ReadError(

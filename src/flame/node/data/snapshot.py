@@ -180,7 +180,7 @@ def _answer(source: Source, status: int, output: bytes) -> Snapshot:
         found = msgspec.json.decode(output, type=ReadError)
     except msgspec.DecodeError:
         raise Exhausted(
-            f"Reading source '{source.name}' ended early (status {status}): more memory or time was needed than is allowed.",
+            f"Reading '{source.name}' ended early (status {status}): it needed more memory or time than is allowed.",
             next_step="Offer fewer columns or rows; look whether the file is what its name says.",
         ) from None
     kinds: dict[str, type[FlameError]] = {kind.code: kind for kind in (RunFailed, Exhausted, NotFound)}

@@ -83,7 +83,10 @@ def read_sources(path: Path) -> Sources:
 
 
 def write_sources(path: Path, sources: Sources) -> None:
-    """Write the file anew; it is replaced at once or not at all."""
+    """Write the file anew; it is replaced at once or not at all. Raises Invalid, Conflict before anything is written."""
+    for source in sources.all:
+        make_source(source.name, source.id, source.path, source.projects, source.public)
+    _check_unique(sources.all, path.name)
     temporary = path.with_suffix(".new")
     temporary.write_text("\n".join(_row(source) for source in sources.all), encoding="utf-8")
     temporary.chmod(0o600)
@@ -109,7 +112,7 @@ def make_source(name: str, id: str, path: Path, projects: tuple[str, ...], publi
             next_step="Export it to one of them.",
             key="path",
         )
-    if not path.is_absolute() or ".." in PurePosixPath(path).parts or "\0" in str(path):
+    if not path.is_absolute() or ".." in PurePosixPath(path).parts or not str(path).isprintable():
         raise Invalid(
             f"The path of source '{name}' is not absolute and plain.",
             next_step="Write the whole path without '..'.",
@@ -166,10 +169,10 @@ def _check_unique(sources: tuple[Source, ...], file: str) -> None:
 
 
 def _row(source: Source) -> str:
-    import json  # a JSON text without escapes beyond \uXXXX is a TOML text too
+    import json  # a JSON text without escaped surrogates is a TOML text too
 
     projects = json.dumps(ANY) if source.projects == (ANY,) else json.dumps(list(source.projects))
     return (
         f"[[source]]\nname = {json.dumps(source.name)}\nid = {json.dumps(source.id)}\n"
-        f"path = {json.dumps(str(source.path))}\nprojects = {projects}\npublic = {str(source.public).lower()}\n"
+        f"path = {json.dumps(str(source.path), ensure_ascii=False)}\nprojects = {projects}\npublic = {str(source.public).lower()}\n"
     )

@@ -31,7 +31,7 @@ STANDARD_ERRORS: Final = frozenset(
     numpy._core._exceptions._ArrayMemoryError numpy._core._exceptions._UFuncNoLoopError
     pandas.errors.EmptyDataError pandas.errors.MergeError scipy.optimize._optimize.BracketError
     sklearn.exceptions.NotFittedError msgspec.ValidationError msgspec.DecodeError
-    """.split()
+    """.split()  # noqa: SIM905 - forty quoted names read worse
 )
 """Errors of the standard library and of environments, by the names under which programs see them. A closed list:
 to look a name up would mean importing what the program names."""

@@ -1,0 +1,486 @@
+"""``flame node …``: a hospital's node. Most verbs ask the node that runs on this machine; none of them holds a rule."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from flame.cli.output import Output, told_errors
+
+if TYPE_CHECKING:
+    from flame.node.data.sources import Source
+    from flame.node.local.client import LocalClient
+
+app = typer.Typer(
+    name="node", help="A hospital's node: enrol it, serve, decide what runs, see what leaves.", no_args_is_help=True
+)
+data_app = typer.Typer(help="What this hospital offers, and to which projects.", no_args_is_help=True)
+steward_app = typer.Typer(help="Who may decide at this node.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(steward_app, name="steward")
+
+DEFAULT_DIRECTORY: Final = Path("~/.flame/node")
+
+Dir = Annotated[Path, typer.Option("--dir", envvar="FLAME_NODE_DIR", help="The node's directory.", show_default=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with a steward's token; else $FLAME_NODE_TOKEN, else DIR/local-token."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Comment = Annotated[str, typer.Option("--comment", "-m", help="A reason; it is recorded.")]
+
+_LISTED: Final = (
+    "id",
+    "name",
+    "title",
+    "project",
+    "role",
+    "kind",
+    "state",
+    "status",
+    "decision",
+    "signed",
+    "created",
+    "expires",
+)
+
+
+# --- the node itself ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    hub: Annotated[str, typer.Option("--hub", help="The hub's address.")],
+    token: Annotated[
+        str,
+        typer.Option(
+            "--token",
+            envvar="FLAME_ENROLMENT_TOKEN",
+            help="One-time token of the hub's administrator; '-' reads it from standard input.",
+        ),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="The node's name, if the hub is to learn one.")] = None,
+    dir: Dir = DEFAULT_DIRECTORY,
+    json: Json = False,
+) -> None:
+    """Make this node's keys and enrol it at a hub."""
+    with told_errors(json):
+        from flame.node.enrolment import init as enrol
+
+        once = sys.stdin.readline().strip() if token == "-" else token  # noqa: S105
+        found = enrol(dir.expanduser(), hub, once, name)
+        Output(json).document(
+            found, "The node is enrolled. Compare the fingerprint with what the hub's administrator sees."
+        )
+
+
+@app.command()
+def serve(dir: Dir = DEFAULT_DIRECTORY) -> None:
+    """Run the node until it is stopped (Ctrl-C or SIGTERM)."""
+    with told_errors():
+        from flame.node.service import serve as run
+
+        run(dir.expanduser())
+
+
+@app.command()
+def status(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """Whether the node runs, is connected and isolated; what waits for a decision."""
+    with told_errors(json):
+        Output(json).document(_node(dir, token_file).get("status"))
+
+
+# --- analyses and projects ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def analyses(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """The analyses that ask for this node."""
+    with told_errors(json):
+        Output(json).rows(_node(dir, token_file).get("analyses"), _LISTED, "No analysis asks for this node.")
+
+
+@app.command()
+def show(analysis: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """What an analysis would run, read and release here."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).document(node.get("analyses", _id(node, "analyses", analysis)))
+
+
+@app.command()
+def approve(
+    analysis: str,
+    comment: Comment = "",
+    days: Annotated[int | None, typer.Option("--days", help="How long the approval holds.")] = None,
+    confirm_unsigned: Annotated[
+        bool, typer.Option("--confirm-unsigned", help="Yes, although only the hub says who asks for this.")
+    ] = False,
+    yes: Yes = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Let an analysis run here, exactly as it stands."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        id = _id(node, "analyses", analysis)
+        if not yes:
+            Output().document(node.get("analyses", id))
+            _ask("Approve exactly this?")
+        body: dict[str, Any] = {"decision": "approved", "comment": comment, "confirmUnsigned": confirm_unsigned}
+        found = node.post("analyses", id, "decision", body=body if days is None else {**body, "days": days})
+        Output(json).done("Approved. The approval is signed with this node's key.", found)
+
+
+@app.command()
+def reject(
+    analysis: str, comment: Comment = "", dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False
+) -> None:
+    """Refuse an analysis, or withdraw its approval; what runs of it is stopped."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        id = _id(node, "analyses", analysis)
+        Output(json).done(
+            "Rejected.", node.post("analyses", id, "decision", body={"decision": "rejected", "comment": comment})
+        )
+
+
+@app.command()
+def start(analysis: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """Start an approved analysis, where policy.toml says autostart = false."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).done("Started.", node.post("analyses", _id(node, "analyses", analysis), "start"))
+
+
+@app.command()
+def projects(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """The projects that ask for this node."""
+    with told_errors(json):
+        Output(json).rows(_node(dir, token_file).get("projects"), _LISTED, "No project asks for this node.")
+
+
+@app.command("approve-project")
+def approve_project(
+    project: str,
+    comment: Comment = "",
+    yes: Yes = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Take part in a project. Its analyses still need an approval each."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        row = _one(node.get("projects"), project, "projects")
+        if not yes:
+            Output().document(row)
+            _ask("Take part in this project?")
+        found = node.post("projects", row["id"], "decision", body={"decision": "approved", "comment": comment})
+        Output(json).done("Approved.", found)
+
+
+@app.command("reject-project")
+def reject_project(
+    project: str, comment: Comment = "", dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False
+) -> None:
+    """Do not take part in a project, or no longer."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        id = _id(node, "projects", project)
+        Output(json).done(
+            "Rejected.", node.post("projects", id, "decision", body={"decision": "rejected", "comment": comment})
+        )
+
+
+# --- members --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def members(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """Nodes, researchers and result keys, and which of them are confirmed here."""
+    with told_errors(json):
+        columns = ("name", "kind", "confirmed", "fingerprint", "words", "organisation")
+        Output(json).rows(_node(dir, token_file).get("members"), columns, "No member is known yet.")
+
+
+@app.command()
+def confirm(
+    fingerprint: Annotated[str, typer.Argument(help="All 64 hex digits, as a source other than the hub gave them.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="What the key belongs to, as `flame node members` names it.")
+    ] = "node",
+    name: Annotated[str, typer.Option("--name", help="Whose key it is.")] = "",
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Confirm that a key belongs to a member: by telephone, letter or contract, never by what the hub says."""
+    with told_errors(json):
+        digits = "".join(fingerprint.split()).replace(":", "").lower()
+        found = _node(dir, token_file).post("members", body={"fingerprint": digits, "kind": kind, "name": name})
+        Output(json).done("Confirmed.", found)
+
+
+# --- runs and releases ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def runs(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """What ran and runs here."""
+    with told_errors(json):
+        columns = ("id", "analysis", "title", "role", "state", "progress", "started", "ended", "reason")
+        Output(json).rows(_node(dir, token_file).get("runs"), columns, "Nothing has run here yet.")
+
+
+@app.command("run")
+def show_run(run: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """One run: its data, its releases, how it ended."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).document(node.get("runs", _id(node, "runs", run)))
+
+
+@app.command()
+def stop(
+    run: str,
+    reason: Annotated[str, typer.Option("--reason", help="It is recorded.")] = "",
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """End a run now."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).done("Stopped.", node.post("runs", _id(node, "runs", run), "stop", body={"reason": reason}))
+
+
+@app.command()
+def log(run: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """What a run's program printed. It stays at the node: it may show data."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).text(node.get("runs", _id(node, "runs", run), "output")["output"])
+
+
+@app.command()
+def releases(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """Results that wait for a steward, and what became of the others."""
+    with told_errors(json):
+        columns = ("id", "run", "analysis", "name", "kind", "size", "state", "created")
+        Output(json).rows(_node(dir, token_file).get("releases"), columns, "Nothing waits for a steward.")
+
+
+@app.command()
+def release(
+    release: str,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Keep it here for good.")] = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Let a result leave for its recipients, or refuse it."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        decision = "rejected" if refuse else "released"
+        found = node.post("releases", _id(node, "releases", release), "decision", body={"decision": decision})
+        Output(json).done("It stays here." if refuse else "Released.", found)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("list")
+def data_list(dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
+    """The sources of sources.toml."""
+    with told_errors(json):
+        from flame.node.data import read_sources
+
+        rows = [_source_row(source) for source in read_sources(_sources_file(dir)).all]
+        Output(json).rows(
+            rows,
+            ("name", "id", "kind", "projects", "public", "path"),
+            "No source is offered. Add one with `flame node data add`.",
+        )
+
+
+@data_app.command("add")
+def data_add(
+    name: Annotated[str, typer.Argument(help="What an analysis asks for; 'data' unless it says otherwise.")],
+    path: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+    id: Annotated[
+        str | None, typer.Option("--id", help="What approvals fix; made from name and file if not given.")
+    ] = None,
+    project: Annotated[
+        list[str] | None,
+        typer.Option("--project", help="Id of a project that may use it; '*' for all. May be repeated."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Public demonstration data, not patients'.")] = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    json: Json = False,
+) -> None:
+    """Offer a file. Without --project it is granted to nobody yet."""
+    with told_errors(json):
+        from flame.node.data import Sources, read_sources
+        from flame.node.data.sources import make_source, write_sources
+
+        file = _sources_file(dir)
+        source = make_source(
+            name, id or f"{name}-{path.stem}", path.expanduser().absolute(), tuple(project or ()), public
+        )
+        write_sources(file, Sources((*read_sources(file).all, source)))
+        Output(json).done(
+            f"Source '{name}' is offered. Try it with `flame node data test {name}`.", _source_row(source)
+        )
+
+
+@data_app.command("grant")
+def data_grant(name: str, project: str, dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
+    """Let a project use a source, named by its id or its name."""
+    with told_errors(json):
+        from dataclasses import replace
+
+        from flame.node.data import Sources, read_sources
+        from flame.node.data.sources import write_sources
+
+        file = _sources_file(dir)
+        sources = read_sources(file)
+        chosen = _chosen_source(sources.all, name)
+        granted = replace(chosen, projects=(*chosen.projects, project))
+        write_sources(file, Sources(tuple(granted if source is chosen else source for source in sources.all)))
+        Output(json).done(f"Source '{name}' is granted to the project {project}.", _source_row(granted))
+
+
+@data_app.command("test")
+def data_test(name: str, dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
+    """Read a source as a run would, and say what was found. What was read is deleted again."""
+    with told_errors(json):
+        from tempfile import TemporaryDirectory
+
+        from flame.model.manifest import DataRequest
+        from flame.node.data import read_sources, take_snapshot
+
+        source = _chosen_source(read_sources(_sources_file(dir)).all, name)
+        with TemporaryDirectory(dir=dir.expanduser(), prefix="test-") as folder:
+            found = take_snapshot(source, DataRequest("*", source.name, "table", (), 0), Path(folder) / "snapshot")
+        Output(json).document(
+            {"source": source.name, "rows": found.rows, "columns": found.columns, "file_sha256": found.file_sha256}
+        )
+
+
+# --- stewards -------------------------------------------------------------------------------------------------------
+
+
+@steward_app.command("add")
+def steward_add(
+    name: str,
+    role: Annotated[
+        str, typer.Option("--role", help="steward: decides about data; admin: sees, starts, stops.")
+    ] = "steward",
+    dir: Dir = DEFAULT_DIRECTORY,
+    json: Json = False,
+) -> None:
+    """Make an account; its token is shown once."""
+    with told_errors(json):
+        token = _accounts(dir).add(name, role)
+        Output(json).document({"name": name, "role": role, "token": token}, "Keep the token; it is not shown again.")
+
+
+@steward_app.command("list")
+def steward_list(dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
+    """The accounts of this node."""
+    with told_errors(json):
+        rows = [{"name": a.name, "role": a.role, "created": a.created} for a in _accounts(dir).all()]
+        Output(json).rows(
+            rows, ("name", "role", "created"), "There is no account. Add one with `flame node steward add`."
+        )
+
+
+@steward_app.command("remove")
+def steward_remove(name: str, dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
+    """Take an account away; its token is worth nothing from now on."""
+    with told_errors(json):
+        _accounts(dir).remove(name)
+        Output(json).done(f"'{name}' may no longer decide here.", {"name": name})
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _node(dir: Path, token_file: Path | None) -> LocalClient:
+    from flame.node.local.client import LocalClient
+
+    return LocalClient(dir.expanduser(), token_file)
+
+
+def _id(node: LocalClient, kind: str, wanted: str) -> str:
+    """The whole id of what begins with ``wanted``."""
+    return str(_one(node.get(kind), wanted, kind)["id"])
+
+
+def _one(rows: list[dict[str, Any]], wanted: str, kind: str) -> dict[str, Any]:
+    from flame.model.errors import Invalid, NotFound
+
+    exact = [row for row in rows if wanted in (row["id"], row.get("name"), row.get("title"))]
+    found = exact or [row for row in rows if len(wanted) >= 4 and str(row["id"]).startswith(wanted)]
+    if not found:
+        raise NotFound(f"None of the {kind} here is '{wanted}'.", next_step=f"See `flame node {kind}`.")
+    if len(found) > 1:
+        raise Invalid(f"Several of the {kind} here are '{wanted}'.", next_step="Use the whole id.")
+    return found[0]
+
+
+def _ask(question: str) -> None:
+    from flame.model.errors import Invalid
+
+    if not sys.stdin.isatty():
+        raise Invalid(
+            "Nobody is there to be asked.", next_step="Look at it with `show`, then repeat the command with --yes."
+        )
+    if not typer.confirm(question):
+        raise typer.Exit(1)
+
+
+def _sources_file(dir: Path) -> Path:
+    from flame.model.errors import NotFound
+    from flame.node.data.sources import FILE
+
+    if not dir.expanduser().is_dir():
+        raise NotFound(
+            f"There is no node in {dir}.",
+            next_step="Make one with `flame node init`, or name its directory with --dir.",
+        )
+    return dir.expanduser() / FILE
+
+
+def _accounts(dir: Path) -> Any:
+    from flame.node.local.stewards import FILE, Accounts
+
+    return Accounts(_sources_file(dir).with_name(FILE))
+
+
+def _chosen_source(sources: tuple[Source, ...], wanted: str) -> Source:
+    from flame.model.errors import Invalid, NotFound
+
+    found = [s for s in sources if s.id == wanted] or [s for s in sources if s.name == wanted]
+    if not found:
+        raise NotFound(f"There is no source '{wanted}'.", next_step="See `flame node data list`.")
+    if len(found) > 1:
+        raise Invalid(f"Several sources are named '{wanted}'.", next_step="Use the id of one of them.")
+    return found[0]
+
+
+def _source_row(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "id": source.id,
+        "kind": source.kind,
+        "projects": list(source.projects),
+        "public": source.public,
+        "path": str(source.path),
+    }

@@ -1,0 +1,50 @@
+"""What the local interface asks of the node."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+Document = dict[str, Any]
+
+
+class NodeService(Protocol):
+    """The running node, as stewards and administrators meet it. Every method may raise FlameError.
+
+    steward: the name of the account that asks; the interface has checked it and its role.
+    """
+
+    async def status(self) -> Document: ...
+
+    async def analyses(self) -> list[Document]: ...
+
+    async def analysis(self, id: str) -> Document: ...
+
+    async def decide(
+        self, analysis: str, decision: str, steward: str, comment: str, days: int | None, confirm_unsigned: bool
+    ) -> Document:
+        """decision: approved or rejected. days: how long an approval holds; None: the default."""
+        ...
+
+    async def start(self, analysis: str, steward: str) -> Document: ...
+
+    async def projects(self) -> list[Document]: ...
+
+    async def decide_project(self, project: str, decision: str, steward: str, comment: str) -> Document: ...
+
+    async def members(self) -> list[Document]: ...
+
+    async def confirm(self, fingerprint: str, kind: str, name: str, steward: str) -> Document: ...
+
+    async def runs(self) -> list[Document]: ...
+
+    async def run(self, id: str) -> Document: ...
+
+    async def stop(self, run: str, steward: str, reason: str) -> Document: ...
+
+    async def output(self, run: str) -> str: ...
+
+    async def releases(self) -> list[Document]: ...
+
+    async def release(self, id: str, decision: str, steward: str) -> Document:
+        """decision: released or rejected."""
+        ...
