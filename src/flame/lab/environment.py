@@ -28,7 +28,7 @@ def ensure_environment(cache: Path | None = None) -> HostEnvironment:
     """The environment `python/base`: the SDK, NumPy and msgspec. Made on first use, and again when one of them changed.
 
     cache: where it is kept; default $XDG_CACHE_HOME/flame/environments or ~/.cache/flame/environments.
-    Safe to call from several processes at once. Replaced sites are kept for a day, for runs that still use them.
+    Safe to call from several processes at once. What is replaced stays for a day, for runs that still use it.
     """
     registry = cache or _default_cache()
     registry.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,8 +38,9 @@ def ensure_environment(cache: Path | None = None) -> HostEnvironment:
         if current is not None and current.site == site.resolve():
             return current
         build_site(site, BASE_DISTRIBUTIONS, reuse=current.site if current else None)
-        _forget_old_sites(site)
-        return register_host_environment(BASE, site, registry=registry)
+        environment = register_host_environment(BASE, site, registry=registry)
+        _forget_old(site, environment.record)
+        return environment
 
 
 def _default_cache() -> Path:
@@ -64,7 +65,10 @@ def _registered(registry: Path) -> HostEnvironment | None:
     return environment
 
 
-def _forget_old_sites(current: Path) -> None:
-    for site in current.parent.iterdir():
-        if not site.name.startswith(current.name) and time.time() - site.lstat().st_ctime > _KEPT_SECONDS:
-            shutil.rmtree(site) if site.is_dir() else site.unlink()
+def _forget_old(site: Path, record: Path) -> None:
+    """Remove what was replaced more than a day ago: sites with their notes, and records."""
+    old = [other for other in site.parent.iterdir() if not other.name.startswith(site.name)]
+    old += [other for other in record.parent.glob("sha256-*.json") if other != record]
+    for other in old:
+        if time.time() - other.lstat().st_ctime > _KEPT_SECONDS:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()

@@ -47,7 +47,7 @@ class RunGroup:
         file = self.places["memory"] / ("memory.events" if self.version == 2 else "memory.oom_control")
         try:
             lines = dict(line.split() for line in file.read_text().splitlines())
-        except FileNotFoundError:
+        except OSError:
             return False
         return int(lines.get("oom_kill", "0")) > 0
 
@@ -56,7 +56,7 @@ class RunGroup:
         for place in set(self.places.values()):
             try:
                 found.update(map(int, (place / "cgroup.procs").read_text().split()))
-            except (FileNotFoundError, OSError):
+            except OSError:
                 continue
         return found
 
@@ -184,14 +184,11 @@ def find_cgroups() -> Cgroups | str:
     """Where groups with all three controllers can be made, or the reason why not, in words for a person."""
     mounted = list(_mounted())
     unified = next((place for kind, place, _ in mounted if kind == "cgroup2"), None)
-    if unified is not None:
-        found = _version_2(unified)
-        if isinstance(found, Cgroups):
-            return found
-    first = _version_1([(place, options) for kind, place, options in mounted if kind == "cgroup"])
-    if isinstance(first, Cgroups):
-        return first
-    return found if unified is not None and isinstance(found, str) and not first else first
+    second = _version_2(unified) if unified is not None else "no control groups are mounted"
+    trees = [(place, options) for kind, place, options in mounted if kind == "cgroup"]
+    if isinstance(second, Cgroups) or not trees:
+        return second
+    return _version_1(trees)
 
 
 def _mounted() -> Iterator[tuple[str, Path, set[str]]]:

@@ -45,8 +45,8 @@ __all__ = [
 PREFIX: Final = "/opt/py"
 SITE: Final = "/opt/site"
 
-_RECORD: Final = "environment.json"
-_LAYOUT: Final = 1
+_CURRENT: Final = "environment.json"
+_LAYOUT: Final = 2
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){0,3}")
 # What no analysis imports, or what only makes sense where packages are installed
 _LEFT_OUT: Final = frozenset(
@@ -136,7 +136,8 @@ def register_host_environment(name: str, site: Path, *, python: Path | None = No
 
     site: a site-packages directory of the environment's own, compiled (see `build_site`), never the node's.
     python: an interpreter; default: the one that this process' virtual environment is based on.
-    registry: a directory of the node's, for the copies and the record. Unchanged files are not hashed again.
+    registry: a directory of the node's, for the copies and the record. Unchanged files are not hashed again. What was
+    registered under the name before stays usable by whoever holds it, as long as its own files are unchanged.
     Raises Invalid for a bad name, NotFound for a missing site, Refused when somebody else could change the files or
     when they hold what must not be there (.pth files, sockets, links that lead out).
     """
@@ -154,18 +155,19 @@ def register_host_environment(name: str, site: Path, *, python: Path | None = No
     home.mkdir(parents=True, exist_ok=True)
     prefix = _copy_interpreter(interpreter, registry.resolve() / "_interpreters")
     system = _copy_system(interpreter, prefix, site, home)
-    record = home / _RECORD
-    entries, folders = _inventory(_mounts(prefix, site, system), _known(record))
+    entries, folders = _inventory(_mounts(prefix, site, system), _known(home))
+    digest = _digest(entries)
     environment = HostEnvironment(
         name=name,
-        digest=_digest(entries),
+        digest=digest,
         python=prefix / "bin" / interpreter.executable.name,
         prefix=prefix,
         site=site,
         system=system,
-        record=record,
+        record=home / _record_name(digest, site),
     )
     _write_record(environment, entries, folders)
+    _write(home / _CURRENT, {"layout": _LAYOUT, "record": environment.record.name})
     return environment
 
 
@@ -173,9 +175,9 @@ def load_host_environment(name: str, registry: Path) -> HostEnvironment:
     """The environment registered under `name`. Raises NotFound, or Invalid for a bad name."""
     if not _NAME.fullmatch(name):
         raise Invalid(f"{name!r} is not a name for an environment.", field="name")
-    record = registry.resolve() / name / _RECORD
-    content = _read_record(record)
-    if content is None:
+    record = _current(registry.resolve() / name)
+    content = _read(record) if record is not None else None
+    if record is None or content is None:
         raise NotFound(
             f"No environment {name} is registered at this node.", next_step="Register it: flame node environment add."
         )
@@ -225,7 +227,7 @@ def _stamp_of_record(environment: HostEnvironment) -> Stamp:
 @lru_cache(maxsize=8)
 def _expected(environment: HostEnvironment, _: Stamp) -> _Expected:
     """Read once for each state of the record: a node checks before every start."""
-    content = _read_record(environment.record)
+    content = _read(environment.record)
     if content is None:
         raise _changed(environment, str(environment.record), "is of another form")
     roots = {target: str(place) for target, place in environment.mounts.items()}
@@ -507,14 +509,27 @@ def _stamp(status: os.stat_result) -> Stamp:
 # -- the record -----------------------------------------------------------------------------------------------------
 
 
-def _known(record: Path) -> dict[str, tuple[Stamp, str]]:
-    content = _read_record(record)
+def _record_name(digest: str, site: Path) -> str:
+    """One record for each contents and place: two sites that are equal are still different files."""
+    place = hashlib.sha256(str(site).encode()).hexdigest()
+    return f"{digest.replace(':', '-')}-{place[:16]}.json"
+
+
+def _current(home: Path) -> Path | None:
+    """The record that was registered last."""
+    content = _read(home / _CURRENT)
+    return home / str(content["record"]) if content is not None else None
+
+
+def _known(home: Path) -> dict[str, tuple[Stamp, str]]:
+    record = _current(home)
+    content = _read(record) if record is not None else None
     if content is None:
         return {}
     return {path: ((s[0], s[1], s[2], s[3]), sum_) for path, (_, s, sum_) in content["files"].items()}
 
 
-def _read_record(record: Path) -> dict[str, Any] | None:
+def _read(record: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(record.read_bytes())
     except FileNotFoundError:
@@ -542,9 +557,14 @@ def _write_record(
         "files": files,
         "folders": folders,
     }
-    handle, name = tempfile.mkstemp(dir=environment.record.parent, prefix=".record-")
+    _write(environment.record, content)
+
+
+def _write(place: Path, content: Mapping[str, object]) -> None:
+    """Whole or not at all, also when the machine loses its power."""
+    handle, name = tempfile.mkstemp(dir=place.parent, prefix=".record-")
     with os.fdopen(handle, "w") as stream:
         json.dump(content, stream, separators=(",", ":"))
         stream.flush()
         os.fsync(stream.fileno())
-    Path(name).rename(environment.record)
+    Path(name).rename(place)

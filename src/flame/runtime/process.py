@@ -87,7 +87,8 @@ class ProcessSandbox:
     """The backend `process`. See `sandbox.Sandbox`.
 
     slots: a directory (of root) whose locks give each run on this machine a user of its own.
-    weaken: for tests only: leaves out the one thing that a promise rests on, so that `verify` can be seen to notice.
+    weaken: for tests only: leaves out the one thing that a promise rests on, so that `verify` can be seen to notice
+    (NO_NEW_PRIVILEGES cannot be weakened: bubblewrap itself always sets it).
     """
 
     def __init__(self, *, slots: Path = Path("/run/flame/users"), weaken: frozenset[Promise] = frozenset()) -> None:
@@ -133,8 +134,21 @@ class ProcessSandbox:
         if spec.run in self._runs:
             raise Conflict(f"The run {spec.run} was started already.", next_step="Clean it up first.")
         kept = self._runs[spec.run] = _Kept(None, spec.work, None, None)
+        starting = asyncio.create_task(self._begin(spec, kept))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})  # a thread cannot be cancelled: what it has started is ended here
+            if not starting.cancelled() and starting.exception() is None:
+                await self.cleanup(spec.run)
+            raise
+
+    async def _begin(self, spec: RunSpec, kept: _Kept) -> Running:
         try:
             handles = await asyncio.to_thread(self._launch, spec, kept)
+        except OSError as wrong:
+            await self._give_back(spec.run)
+            raise Unavailable(f"The run {spec.run} cannot be started: {wrong}.") from wrong
         except BaseException:
             await self._give_back(spec.run)
             raise

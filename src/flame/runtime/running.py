@@ -109,6 +109,8 @@ class ProcessRun:
     async def release(self) -> None:
         if self._released_at is not None:
             raise Conflict(f"The run {self._run} was released already.")
+        if self._ended.done() or self._reason is not None:
+            raise Conflict(f"The run {self._run} has ended.", next_step="Start it again.")
         if not self._verified:
             raise IsolationTooLow(
                 f"The run {self._run} is not released: no look from outside has found every promise kept.",
@@ -164,11 +166,17 @@ class ProcessRun:
             return
         kept = part[: max(0, self._limits.output_bytes - self._written)]
         self._written += len(part)
-        self._files[fd].write(kept)
         self._tail += kept
         del self._tail[:-_TAIL]
-        if self._written > self._limits.output_bytes:
+        if not self._keep(fd, kept) or self._written > self._limits.output_bytes:
             self._end(EndReason.OUTPUT)
+
+    def _keep(self, fd: int, part: bytes) -> bool:
+        """Write to the node's disk; False when that is full: a run whose output is lost does not go on."""
+        try:
+            return self._files[fd].write(part) == len(part)
+        except OSError:
+            return False
 
     def _monitor_ended(self) -> None:
         self._loop.remove_reader(self._handles.monitor_fd)

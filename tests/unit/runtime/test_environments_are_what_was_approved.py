@@ -108,6 +108,21 @@ def test_a_change_of_the_interpreter_is_found(interpreters: Path, site: Path) ->
         module.chmod(status.st_mode)
 
 
+def test_what_was_registered_before_stays_usable_while_its_files_are_unchanged(
+    interpreters: Path, site: Path, tmp_path: Path
+) -> None:
+    old = register_host_environment("python/one", site, registry=interpreters)
+    for name in ("same", "changed"):
+        shutil.copytree(site, tmp_path / name)
+    _append(tmp_path / "changed")
+    same = register_host_environment("python/one", tmp_path / "same", registry=interpreters)
+    changed = register_host_environment("python/one", tmp_path / "changed", registry=interpreters)
+    assert load_host_environment("python/one", interpreters) == changed
+    assert old.digest == same.digest != changed.digest
+    for environment in (old, same, changed):
+        check(environment)
+
+
 def test_registering_again_makes_the_old_digest_invalid(interpreters: Path, site: Path) -> None:
     old = register_host_environment("python/one", site, registry=interpreters)
     _append(site)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from flame.runtime import HostEnvironment, Level, Limits, Promise, RunSpec, choo
 from flame.runtime.process import ProcessSandbox
 from flame.runtime.sandbox import ISOLATED, Isolation
 from flame.runtime.unsandboxed import Unsandboxed
+from flame.runtime.verify import children, status_of
 from unit.runtime import driver
 from unit.runtime.worlds import SOURCES, need_bubblewrap, shared_environment
 
@@ -117,6 +119,22 @@ def test_a_run_that_is_never_released_never_ran(sandbox: ProcessSandbox, spec: R
 
     asyncio.run(scenario())
     assert not spec.work.exists()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.01, 0.03])
+def test_a_start_that_is_cancelled_leaves_nothing(sandbox: ProcessSandbox, spec: RunSpec, after: float) -> None:
+    async def scenario() -> None:
+        starting = asyncio.create_task(sandbox.start(spec))
+        await asyncio.sleep(after)
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+            await sandbox.cleanup(spec.run)
+
+    asyncio.run(scenario())
+    assert not spec.work.exists()
+    assert driver._groups_of_this_process() == []
+    assert [pid for pid in children(os.getpid()) if status_of(pid)["Name"] == "bwrap"] == []
 
 
 def test_runs_at_the_same_time_are_different_users(sandbox: ProcessSandbox, spec: RunSpec) -> None:
