@@ -79,6 +79,18 @@ class Journal:
             connection = self._reader()
         return operation(connection)
 
+    async def execute(self, sql: str, *values: Any) -> None:
+        """One statement in the next transaction."""
+        await self.write(lambda connection: connection.execute(sql, values))
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of one question, as tuples."""
+        return await self.read(lambda connection: connection.execute(sql, values).fetchall())
+
+    def rows_blocking(self, sql: str, *values: Any) -> list[Any]:
+        """As `rows`, for threads."""
+        return self.read_blocking(lambda connection: connection.execute(sql, values).fetchall())
+
     def truncate_wal(self) -> None:
         """Move the write-ahead log into the file and empty it, so that nothing deleted survives there."""
         connection = self._connect()

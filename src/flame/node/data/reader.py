@@ -272,7 +272,10 @@ def _typed_arrow_text(column: Any) -> Column:
     if some and complete and _all_match(present, INTEGER):
         return np.ascontiguousarray(pc.cast(pc.replace_substring_regex(present, r"^\+", ""), pa.int64()).to_numpy())
     if _all_match(present, NUMBER):
-        numbers = pc.cast(pc.replace_substring_regex(present, r"^\+", ""), pa.float64()).to_numpy()
+        try:
+            numbers = pc.cast(pc.replace_substring_regex(present, r"^\+", ""), pa.float64()).to_numpy()
+        except pa.ArrowInvalid:  # beyond what a float64 holds; Python's own reading decides, as for small files
+            return typed_column(["" if field is None else field for field in present.to_pylist()])
         if not np.isinf(numbers).any():
             return np.ascontiguousarray(numbers)
     return present.to_pylist()

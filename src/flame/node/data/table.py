@@ -23,8 +23,8 @@ MISSING: Final = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null"
 TRUE: Final = frozenset({"true", "True", "TRUE"})
 FALSE: Final = frozenset({"false", "False", "FALSE"})
 INTEGER: Final = r"[+-]?(0|[1-9][0-9]{0,17})"
-NUMBER: Final = r"[+-]?((0|[1-9][0-9]{0,307})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?"
-"""At most 10^307 before an exponent of two digits; what would not fit into a float64 is found afterwards."""
+NUMBER: Final = r"[+-]?((0|[1-9][0-9]{0,307})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+"""What would not fit into a float64 is found afterwards, and makes the column text."""
 
 _INTEGER: Final = re.compile(INTEGER)
 _NUMBER: Final = re.compile(NUMBER)

@@ -1,0 +1,124 @@
+"""The pooled fit by an independent library: what a federated result has to equal.
+
+``python -m flame.lab.pooled`` reads a request as JSON from stdin and writes the fit as JSON to stdout. It is a process
+of its own because loading statsmodels takes longer than the federation needs to start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from flame.model.errors import RunFailed
+
+INTERCEPT: Final = "(Intercept)"
+_POLITE: Final = 15  # how far the reference steps back behind the federation that it is compared with
+
+
+@dataclass(frozen=True)
+class Request:
+    files: tuple[str, ...]
+    outcome: str
+    covariates: tuple[str, ...]
+    standardise: bool
+
+
+class PooledFit:
+    """A fit under way in a process of its own. A context manager: leaving it ends that process."""
+
+    def __init__(self, request: Request) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "flame.lab.pooled"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is answered by whoever started it
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(request)))
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def __enter__(self) -> PooledFit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def result(self) -> dict[str, Any]:
+        """``coefficients`` and ``log_likelihood``; waits for it. Raises RunFailed with what the library said."""
+        out, err = self._process.communicate()
+        if self._process.returncode != 0:
+            lines = err.strip().splitlines()
+            raise RunFailed(
+                f"The pooled reference could not be computed: {lines[-1] if lines else 'no reason given'}",
+                next_step="Look at the outcome (0 and 1) and the covariates (numbers) in the files.",
+            )
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+
+def fit(request: Request) -> dict[str, Any]:
+    """Logistic regression by statsmodels on all files together, complete cases, population standard deviations."""
+    import numpy as np
+    import pandas as pd
+    from statsmodels.discrete.discrete_model import Logit
+
+    wanted = [request.outcome, *request.covariates]
+    frames = [_read(Path(file), wanted) for file in request.files]
+    pooled = pd.concat(frames, ignore_index=True)[wanted].astype("float64").dropna()
+    x = pooled[list(request.covariates)].to_numpy()
+    if request.standardise:
+        x = (x - x.mean(axis=0)) / x.std(axis=0)
+    design = np.column_stack([np.ones(len(x)), x])
+    found = Logit(pooled[request.outcome].to_numpy(), design).fit(method="newton", tol=1e-14, maxiter=200, disp=False)
+    names = [INTERCEPT, *request.covariates]
+    rows = zip(names, found.params, found.bse, found.conf_int(), found.pvalues, strict=True)
+    return {
+        "coefficients": [_row(name, *map(float, (estimate, se, *ci, p))) for name, estimate, se, ci, p in rows],
+        "log_likelihood": float(found.llf),
+    }
+
+
+def largest_deviation(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> float:
+    """The largest absolute difference between two lists of coefficients; they name the same ones in the same order."""
+    pairs = list(zip(ours, theirs, strict=True))
+    assert all(a["name"] == b["name"] for a, b in pairs)
+    return max(abs(float(a["estimate"]) - float(b["estimate"])) for a, b in pairs)
+
+
+def _read(path: Path, columns: list[str]) -> Any:
+    import pandas as pd
+
+    table = pd.read_csv(path, skipinitialspace=True, float_precision="round_trip", encoding="utf-8-sig")
+    table.columns = table.columns.str.strip()
+    return table[columns]
+
+
+def _row(name: str, estimate: float, se: float, low: float, high: float, p: float) -> dict[str, Any]:
+    import numpy as np
+
+    odds_ratio = float(np.exp(estimate))
+    return {
+        "name": name, "estimate": estimate, "se": se, "ci_low": low, "ci_high": high, "p": p, "odds_ratio": odds_ratio,
+    }  # fmt: skip
+
+
+def _main() -> None:
+    os.nice(_POLITE)
+    asked = json.load(sys.stdin)
+    request = Request(tuple(asked["files"]), asked["outcome"], tuple(asked["covariates"]), asked["standardise"])
+    json.dump(fit(request), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,364 @@
+"""The researcher's loop: keys, submission with a signature over what was frozen, start order, watching, opening results."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from flame.crypto.canonical import digest, parse_canonical
+from flame.crypto.envelope import open_envelope
+from flame.crypto.keyfile import read_keyfile, write_keyfile
+from flame.crypto.keys import HybridKey, IdentityKey, PublicKey
+from flame.crypto.signatures import sign_manifest, sign_start_order
+from flame.lab.http import Api
+from flame.model.errors import Conflict, DoesNotMatchApproval, Invalid, RunFailed
+from flame.model.manifest import CodeFile, Environment, Manifest, Recipient, Researcher, check_path
+from flame.protocol.documents import StartOrder
+from flame.protocol.freeze import AUTHOR_FILE, LockedState, format_time, freeze
+
+ORDER_HOURS = 24
+WATCH_SECONDS = 0.05
+TERMINAL = ("executed", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A researcher's two keys: one signs, one opens results. They stay on the researcher's machine."""
+
+    sign: IdentityKey
+    result: HybridKey
+
+    @classmethod
+    def make(cls, directory: Path, passphrase: str = "") -> Keys:
+        """New keys in a directory, protected by a passphrase. Without one the files are protected by their mode alone."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keys = cls(IdentityKey.generate(), HybridKey.generate())
+        plain = not passphrase
+        write_keyfile(
+            directory / "sign.json",
+            "sign",
+            keys.sign.private_bytes,
+            keys.sign.public.raw,
+            passphrase,
+            allow_unprotected=plain,
+        )
+        write_keyfile(
+            directory / "result.json",
+            "result",
+            keys.result.private_bytes,
+            keys.result.public_bytes,
+            passphrase,
+            allow_unprotected=plain,
+        )
+        return keys
+
+    @classmethod
+    def load(cls, directory: Path, passphrase: str = "") -> Keys:
+        sign = read_keyfile(directory / "sign.json", passphrase)
+        result = read_keyfile(directory / "result.json", passphrase)
+        return cls(IdentityKey.from_private_bytes(sign.private), HybridKey.from_private_bytes(result.private))
+
+    @property
+    def sign_fingerprint(self) -> str:
+        return self.sign.public.fingerprint.hex()
+
+    @property
+    def result_fingerprint(self) -> str:
+        return self.result.key_id.hex()
+
+
+@dataclass(frozen=True)
+class KnownNode:
+    """A node whose fingerprint the researcher knows from its steward, not from the hub."""
+
+    id: str
+    name: str
+    role: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    stage: str
+    node: str | None
+    percent: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    name: str
+    content: bytes
+
+
+@dataclass
+class Submission:
+    analysis: str
+    project: str
+    manifest: bytes
+    run: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class ResearcherSession:
+    """One researcher at one hub."""
+
+    def __init__(self, api: Api, keys: Keys) -> None:
+        self.api, self.keys = api, keys
+        info = api.get("/auth/userinfo")
+        self.user, self.name = str(info["sub"]), str(info.get("preferred_username") or info.get("name"))
+
+    def register_keys(self) -> None:
+        """Tell the hub the public halves; a hospital believes them only once a steward has confirmed them."""
+        self.api.post("/core/user-keys", {"kind": "sign", "publicKey": self.keys.sign.public.hex_pem})
+        self.api.post(
+            "/core/user-keys", {"kind": "result", "publicKey": base64.b64encode(self.keys.result.public_bytes).decode()}
+        )
+
+    def create_project(self, name: str, description: str, nodes: Sequence[str]) -> str:
+        project = str(
+            self.api.post("/core/projects", {"name": name, "displayName": name, "description": description})["data"][
+                "id"
+            ]
+        )
+        for node in nodes:
+            self.api.post("/core/project-nodes", {"projectId": project, "nodeId": node})
+        return project
+
+    def submit(
+        self,
+        project: str,
+        files: Mapping[str, bytes],
+        *,
+        entrypoint: str,
+        title: str,
+        image: str,
+        environment: Environment,
+        nodes: Sequence[KnownNode],
+        arguments: Sequence[str] = (),
+    ) -> Submission:
+        """Upload, lock, compare what the hub froze with what was meant, and sign it.
+
+        Raises DoesNotMatchApproval, signing nothing, when the hub's manifest says something else.
+        """
+        if entrypoint not in files:
+            raise Invalid(
+                f"The entry point '{entrypoint}' is not among the files.",
+                next_step=f"Name one of: {', '.join(sorted(files))[:500]}.",
+            )
+        for path in files:
+            check_path(path)
+        body = {
+            "name": f"{_slug(title)}-{hashlib.sha256(str(time.time_ns()).encode()).hexdigest()[:6]}",
+            "displayName": title,
+            "description": title,
+            "projectId": project,
+            "masterImageId": image,
+            "imageCommandArguments": [{"value": a, "position": "after"} for a in arguments],
+        }
+        analysis = str(self.api.post("/core/analyses", body)["data"]["id"])
+        self._ask_nodes(analysis, nodes)
+        self._upload(analysis, files, entrypoint)
+        self.command(analysis, "configurationLock")
+        manifest = self._frozen(analysis)
+        meant = self._meant(manifest, analysis, project, title, files, entrypoint, environment, nodes, arguments)
+        if meant != manifest:
+            raise DoesNotMatchApproval(
+                f"The hub froze another manifest than the one meant ({_difference(meant, manifest)}); it was not signed.",
+                next_step="Tell the hub's operator.",
+            )
+        signature = sign_manifest(self.keys.sign, digest(manifest))
+        self.api.put(
+            f"/core/analyses/{analysis}/manifest/signature",
+            {"digest": digest(manifest).hex(), "signature": signature.hex()},
+        )
+        return Submission(analysis, project, manifest)
+
+    def command(self, analysis: str, command: str) -> dict[str, Any]:
+        return dict(self.api.post(f"/core/analyses/{analysis}/command", {"command": command})["data"])
+
+    def build_and_distribute(self, analysis: str, progress: Callable[[Progress], None]) -> None:
+        for command, status in (("buildStart", "buildStatus"), ("distributionStart", "distributionStatus")):
+            record = self.command(analysis, command)
+            while record[status] not in TERMINAL:
+                time.sleep(WATCH_SECONDS)
+                record = self.api.get(f"/core/analyses/{analysis}")["data"]
+            progress(Progress("build", None, 100, f"{status} {record[status]}"))
+            if record[status] != "executed":
+                raise RunFailed(
+                    f"The hub could not {command.removesuffix('Start')} the analysis.",
+                    next_step="See `analysis-logs` at the hub.",
+                )
+
+    def start(self, submission: Submission, number: int = 1, parameters: Mapping[str, Any] | None = None) -> str:
+        """Sign and hand in the order to run the manifest once; returns the run's id."""
+        manifest = Manifest.from_document(parse_canonical(submission.manifest, max_bytes=4 << 20))
+        moment = datetime.now(UTC)
+        order = StartOrder(
+            manifest=digest(submission.manifest).hex(),
+            number=number,
+            parameters=dict(parameters or {}),
+            participants=[p.node for p in manifest.participants],
+            created=format_time(moment),
+            expires=format_time(moment + timedelta(hours=ORDER_HOURS)),
+        )
+        signature = sign_start_order(self.keys.sign, order.digest)
+        self.api.post(
+            f"/core/analyses/{submission.analysis}/runs",
+            {"order": order.encoded().decode(), "signature": signature.hex()},
+        )
+        submission.run = order.digest.hex()
+        return submission.run
+
+    def watch(
+        self, submission: Submission, names: Mapping[str, str], progress: Callable[[Progress], None], seconds: float
+    ) -> tuple[str, str]:
+        """Until every node has ended; returns the status and, where it failed, whose reason."""
+        until = time.monotonic() + seconds
+        seen: dict[str, tuple[str, int]] = {}
+        while True:
+            rows = self.api.get(f"/core/analysis-nodes?filter[analysisId]={submission.analysis}&page[limit]=50")["data"]
+            for row in rows:
+                now = (row["executionStatus"] or "", row.get("executionProgress") or 0)
+                if seen.get(row["nodeId"]) != now:
+                    seen[row["nodeId"]] = now
+                    progress(Progress("run", names.get(row["nodeId"], row["nodeId"]), now[1], now[0]))
+            states = [row["executionStatus"] for row in rows]
+            if all(state in TERMINAL for state in states) and states:
+                return _verdict(rows, names)
+            if time.monotonic() > until:
+                return "failed", "The run did not end in time; it may still be going on."
+            time.sleep(WATCH_SECONDS)
+
+    def open_results(self, submission: Submission, aggregator: PublicKey) -> list[ResultFile]:
+        """Fetch this run's sealed results, verify who sealed them, and open them here."""
+        rows = self.api.get(
+            f"/core/analysis-bucket-files?filter[analysisId]={submission.analysis}&include=analysisBucket&page[limit]=50&sort=createdAt"
+        )["data"]
+        sealed = [
+            row
+            for row in rows
+            if (row.get("analysisBucket") or {}).get("type") == "RESULT" and row["path"].startswith(submission.run[:12])
+        ]
+        return [
+            self._open(
+                self.api.download(f"/storage/bucket-files/{row['bucketFileId']}/stream"), submission.run, aggregator
+            )
+            for row in sorted(sealed, key=lambda r: str(r["path"]))
+        ]
+
+    def _open(self, content: bytes, run: str, aggregator: PublicKey) -> ResultFile:
+        head, payload = open_envelope(
+            content, recipient_id=UUID(self.user).bytes, hybrid_key=self.keys.result, expected_sender=aggregator
+        )
+        if head.run != bytes.fromhex(run) or head.type != "result":
+            raise Conflict("The hub gave the result of another run.")
+        name, body = _unpack(payload)
+        return ResultFile(name, body)
+
+    def _ask_nodes(self, analysis: str, nodes: Sequence[KnownNode]) -> None:
+        asked = {
+            row["nodeId"]
+            for row in self.api.get(f"/core/analysis-nodes?filter[analysisId]={analysis}&page[limit]=50")["data"]
+        }
+        for node in nodes:
+            if node.id not in asked:
+                self.api.post("/core/analysis-nodes", {"analysisId": analysis, "nodeId": node.id})
+
+    def _upload(self, analysis: str, files: Mapping[str, bytes], entrypoint: str) -> None:
+        bucket = self.api.get(f"/core/analysis-buckets?filter[analysisId]={analysis}&filter[type]=CODE")["data"][0][
+            "bucketId"
+        ]
+        self.api.upload(f"/storage/buckets/{bucket}/upload", dict(files))
+        rows = self.api.get(f"/core/analysis-bucket-files?filter[analysisId]={analysis}&filter[path]={entrypoint}")[
+            "data"
+        ]
+        self.api.post(f"/core/analysis-bucket-files/{rows[0]['id']}", {"root": True})
+
+    def _frozen(self, analysis: str) -> bytes:
+        answer = self.api.get(f"/core/analyses/{analysis}/manifest")["data"]
+        if not answer.get("manifest"):
+            raise Conflict(
+                f"The analysis cannot be frozen; missing: {', '.join(map(str, answer.get('missing', [])))}.",
+                next_step="Add what is missing, then lock it again.",
+            )
+        return str(answer["manifest"]).encode()
+
+    def _meant(
+        self,
+        frozen: bytes,
+        analysis: str,
+        project: str,
+        title: str,
+        files: Mapping[str, bytes],
+        entrypoint: str,
+        environment: Environment,
+        nodes: Sequence[KnownNode],
+        arguments: Sequence[str],
+    ) -> bytes:
+        """The same document, built here: only names, organisations and the moment of locking are taken from the hub."""
+        shown = Manifest.from_document(parse_canonical(frozen, max_bytes=4 << 20))
+        known = {node.id: node for node in nodes}
+        for participant in shown.participants:
+            node = known.get(participant.node)
+            if node is None or node.fingerprint != participant.member or node.role != participant.role:
+                raise DoesNotMatchApproval(
+                    f"The hub's manifest names a participant or key that was not asked for: {participant.name}.",
+                    next_step="It was not signed. Tell the hub's operator.",
+                )
+        if len(shown.participants) != len(nodes):
+            raise DoesNotMatchApproval("The hub's manifest leaves out a participant.")
+        own = Recipient(self.user, self.name, self.keys.result_fingerprint)
+        state = LockedState(
+            analysis=analysis,
+            project=project,
+            title=title,
+            created=shown.created,
+            code=[CodeFile(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()],
+            entrypoint=entrypoint,
+            arguments=arguments,
+            environment=environment,
+            participants=shown.participants,
+            researcher=Researcher(self.user, self.name, self.keys.sign_fingerprint),
+            people={self.name: own},
+            author_file=files.get(AUTHOR_FILE),
+        )
+        from flame.crypto.canonical import canonical
+
+        return canonical(freeze(state).document())
+
+
+def _unpack(payload: bytes) -> tuple[str, bytes]:
+    """Label and body of a payload (``flame.node.release.payload``)."""
+    from flame.node.release.payload import split
+
+    label, body = split(payload)
+    return label.name, bytes(body)
+
+
+def _verdict(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> tuple[str, str]:
+    bad = [row for row in rows if row["executionStatus"] != "executed"]
+    if not bad:
+        return "executed", ""
+    # the one that failed first has a reason of its own; the others tell of it
+    first = min(bad, key=lambda row: ("ended:" in (row.get("reason") or ""), str(row.get("updatedAt"))))
+    reason = str(first.get("reason") or "no reason was given")
+    return str(first["executionStatus"]), f"{names.get(str(first['nodeId']), first['nodeId'])}: {reason}"
+
+
+def _difference(meant: bytes, frozen: bytes) -> str:
+    ours, theirs = parse_canonical(meant, max_bytes=4 << 20), parse_canonical(frozen, max_bytes=4 << 20)
+    assert isinstance(ours, dict) and isinstance(theirs, dict)
+    return ", ".join(sorted(key for key in ours if ours[key] != theirs.get(key)))
+
+
+def _slug(title: str) -> str:
+    plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in title.lower()).strip("-")
+    return (plain or "analysis")[:80]

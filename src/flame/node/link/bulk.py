@@ -1,0 +1,105 @@
+"""Bulk transfer: blocking sockets in threads, on connections of their own, so that control never waits behind it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from flame.model.errors import Exhausted, FlameError, NotAuthenticated, NotFound, Refused, Unavailable
+from flame.wire.values import Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TIMEOUT = 120.0
+_BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 507: Exhausted, 503: Unavailable}
+
+
+class Bulk:
+    """PUT and GET of envelopes. ``token`` gives a valid bearer; it may block."""
+
+    def __init__(self, hub: str, token: Callable[[], str]) -> None:
+        self._where = urlsplit(hub)
+        self._token = token
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    def put(self, path: str, length: int, pieces: Iterable[Buffer]) -> None:
+        """Send exactly ``length`` bytes. Returns once the hub says that they are durable."""
+        with self._connection() as connection:
+            connection.putrequest("PUT", self._where.path + path)
+            connection.putheader("Authorization", f"Bearer {self._token()}")
+            connection.putheader("Content-Type", "application/octet-stream")
+            connection.putheader("Content-Length", str(length))
+            connection.endheaders()
+            early = self._send(connection, pieces)
+            response = connection.getresponse()
+            content = response.read()
+            if early and response.status < 400:
+                raise Unavailable("The line broke while an envelope was sent.") from early
+            _check(response.status, content)
+
+    @contextmanager
+    def get(self, path: str) -> Iterator[http.client.HTTPResponse]:
+        """A body as a stream; read it to its end, or the connection is thrown away."""
+        with self._connection() as connection:
+            connection.request("GET", self._where.path + path, headers={"Authorization": f"Bearer {self._token()}"})
+            response = connection.getresponse()
+            if response.status >= 400:
+                _check(response.status, response.read(1 << 20))
+            yield response
+            if not response.isclosed():
+                connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    @staticmethod
+    def _send(connection: http.client.HTTPConnection, pieces: Iterable[Buffer]) -> OSError | None:
+        """A hub that refuses may answer and close before it has read everything: its answer is what counts."""
+        try:
+            for piece in pieces:
+                connection.send(piece)
+        except OSError as error:
+            return error
+        return None
+
+    @contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else self._dial()
+        try:
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unavailable(f"The hub cannot be reached: {error}.") from error
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            with self._lock:
+                self._idle.append(connection)
+
+    def _dial(self) -> http.client.HTTPConnection:
+        host, port = self._where.hostname or "", self._where.port
+        if self._where.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
+        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
+
+
+def _check(status: int, content: bytes) -> None:
+    if status < 400:
+        return
+    problem: dict[str, str] = {}
+    with suppress(ValueError):
+        problem = json.loads(content)
+    kind = _BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
+    raise kind(str(problem.get("message", f"HTTP {status}")), next_step=str(problem.get("nextStep", "")))

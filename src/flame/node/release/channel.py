@@ -1,0 +1,519 @@
+"""Sending and receiving in one run.
+
+Sending: one transaction holds number, envelope and its digest; only then is it sent, and a repeat is the same bytes.
+A program that is started anew after a crash sends everything again: what is in the outbox with the same digest has
+left already and is not sent twice; another digest under the same key means that the program is not deterministic,
+and the run ends, saying so.
+
+Receiving: opened, numbered and durable in one transaction, then acknowledged. A large envelope stays at the hub until
+the run ends, so that the aggregator holds no more than it adds; its head is verified and counted on arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from flame.crypto import envelope
+from flame.crypto.counters import Arrival, Counter, accept, judge
+from flame.crypto.envelope import Head, HeadFields, Opener, RecipientKey, Sealer
+from flame.model.errors import FlameError, Malformed, Refused, RunFailed, Unavailable
+from flame.node.release.payload import Label, prefix, split
+from flame.protocol.control import INLINE_BYTES, Deliver
+from flame.storage.failpoints import declare, reached
+
+if TYPE_CHECKING:
+    from flame.crypto.atrest import StorageKey
+    from flame.crypto.keys import IdentityKey
+    from flame.node.link import Bulk, Link
+    from flame.node.release.keys import RunKeys
+    from flame.node.release.party import Parties
+    from flame.storage.journal import Journal
+    from flame.wire.values import Buffer
+
+CONTENT_TYPE = "application/vnd.flame.payload"
+
+OUTBOX = declare(
+    "node.outbox.after-commit", "number, envelope and digest of a message are in the outbox; nothing was sent"
+)
+BEFORE_OUTBOX = declare("node.outbox.before-commit", "nothing of the message; the program has produced it")
+INBOX = declare("node.inbox.after-commit", "a message is in the inbox and counted; the hub has not been told")
+BEFORE_INBOX = declare("node.inbox.before-commit", "nothing of the message; it has arrived")
+
+
+@dataclass
+class Item:
+    """One message in the inbox."""
+
+    id: int
+    sender: str
+    msg_id: bytes
+    type: str
+    round: int
+    large: bool
+    core: bytes
+    label: Label | None = None
+    """Unknown for a large one until it has been fetched."""
+
+
+class Channel:
+    """The sealed channel of one run at one node. Its methods may be called from any thread, unless they say otherwise."""
+
+    def __init__(
+        self,
+        run: str,
+        node: str,
+        *,
+        identity: IdentityKey,
+        keys: RunKeys,
+        storage_key: StorageKey,
+        parties: Parties,
+        journal: Journal,
+        link: Link,
+        bulk: Bulk,
+        expires: int,
+        on_refused: Callable[[FlameError], None],
+        on_control: Callable[[str, str, bytes], None],
+    ) -> None:
+        self.run, self.node = run, node
+        self._run = bytes.fromhex(run)
+        self._identity, self._keys, self._storage_key = identity, keys, storage_key
+        self.parties, self._journal, self._link, self._bulk = parties, journal, link, bulk
+        self._expires, self._on_refused, self._on_control = expires, on_refused, on_control
+        self._unposted: set[Future[None]] = set()
+        self._sending = threading.Lock()
+        self._next_n: dict[str, int] = {}
+        self._counters: dict[str, Counter] = {}
+        self._behind_gap: dict[str, dict[int, tuple[Deliver, Head, bytes, bytes]]] = {}
+        self._items: list[Item] = []
+        self._arrived = threading.Condition()
+        self._closed: str | None = None
+        self._fetched: tuple[int, bytearray] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._incoming: asyncio.Queue[Deliver] = asyncio.Queue()
+        self.deadline = time.monotonic() + max(1.0, expires - time.time())
+
+    async def load(self) -> None:
+        """After a restart: counters and inbox as they were; what was sent is offered to the hub again."""
+        rows = await self._journal.read(
+            lambda c: c.execute(
+                "SELECT id, sender, msg_id, n, core, type, round, large FROM inbox WHERE run = ? ORDER BY id",
+                (self.run,),
+            ).fetchall()
+        )
+        for id_, sender, msg_id, n, core, type_, round_, large in rows:
+            self._counters[sender] = accept(self._counters.get(sender, Counter()), n, core)
+            self._items.append(Item(id_, sender, msg_id, type_, round_, bool(large), core))
+        counters = await self._journal.rows("SELECT recipient, next_n FROM sent_counters WHERE run = ?", self.run)
+        self._next_n = dict(counters)
+        for msg_id, sealed in await self._journal.rows(
+            "SELECT msg_id, sealed FROM outbox WHERE run = ? AND large = 0", self.run
+        ):
+            self._post(msg_id, self._storage_key.open(sealed, self._context(b"outbox")))
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, key: str, type_: str, round_: int, label: Label, to: Sequence[str], body: Buffer) -> bytes:
+        """Seal a message to participants; returns its id once it is durable here (a large one: once the hub has it).
+
+        ``key``: what the program would send again after a restart under the same name. Blocks until the recipients
+        have announced themselves. Raises RunFailed when a restarted program sends something else.
+        """
+        recipients = {node: self.parties.key_of(node, self.deadline) for node in to}
+        return self._send(key, type_, round_, label, recipients, body)
+
+    def send_to_people(self, key: str, label: Label, keys: dict[str, bytes], body: Buffer) -> bytes:
+        """Seal a result to people's result keys; returns the envelope, the same one whenever it is asked again."""
+        with self._sending:
+            head = prefix(label)
+            digest = _digest(head, body)
+            known = self._in_outbox(key, digest)
+            if known is None:
+                sealed = self._seal_small(_message_id(self.run, self.node, key), "result", 0, keys, head, body)
+                self._commit(
+                    key,
+                    _message_id(self.run, self.node, key),
+                    digest,
+                    large=False,
+                    sealed=sealed,
+                    to=keys,
+                    type_="result",
+                    label=label,
+                    round_=0,
+                    size=len(body),
+                )
+                return sealed
+            return self._storage_key.open(known[1], self._context(b"outbox"))
+
+    def _send(
+        self, key: str, type_: str, round_: int, label: Label, recipients: dict[str, bytes], body: Buffer
+    ) -> bytes:
+        head = prefix(label)
+        digest = _digest(head, body)
+        msg_id = _message_id(self.run, self.node, key)
+        with self._sending:
+            known = self._in_outbox(key, digest)
+            large = len(head) + len(body) > INLINE_BYTES // 2
+            if known is None:
+                reached(BEFORE_OUTBOX)
+                if large:
+                    sealer = self._sealer(msg_id, type_, round_, recipients, len(head) + len(body))
+                    sealed = sealer.state()
+                else:
+                    sealed = self._seal_small(msg_id, type_, round_, recipients, head, body)
+                self._commit(
+                    key,
+                    msg_id,
+                    digest,
+                    large=large,
+                    sealed=sealed,
+                    to=recipients,
+                    type_=type_,
+                    label=label,
+                    round_=round_,
+                    size=len(body),
+                )
+                reached(OUTBOX)
+                if not large:
+                    self._post(msg_id, sealed)
+            elif large:
+                sealer = Sealer.restore(self._identity, self._storage_key.open(known[1], self._context(b"outbox")))
+        if large:
+            self._put_large(sealer, [memoryview(head), memoryview(body)])
+        return msg_id
+
+    def _in_outbox(self, key: str, digest: bytes) -> tuple[bytes, bytes] | None:
+        row: tuple[bytes, bytes] | None = self._journal.read_blocking(
+            lambda c: c.execute(
+                "SELECT digest, sealed FROM outbox WHERE run = ? AND key = ?", (self.run, key)
+            ).fetchone()
+        )
+        if row is not None and row[0] != digest:
+            raise RunFailed(
+                f"The program was started again and sent something else than before as '{key}'; what has left cannot be taken back.",
+                next_step="Make the program deterministic (fixed seeds), then submit it again.",
+                code="diverged",
+            )
+        return row
+
+    def _commit(
+        self,
+        key: str,
+        msg_id: bytes,
+        digest: bytes,
+        *,
+        large: bool,
+        sealed: bytes,
+        to: dict[str, bytes],
+        type_: str,
+        label: Label,
+        round_: int,
+        size: int,
+    ) -> None:
+        numbers = {node: self._next_n.get(node, 0) + 1 for node in to}
+        at_rest = self._storage_key.seal(sealed, self._context(b"outbox"))
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO outbox VALUES(?, ?, ?, ?, ?, ?)", (self.run, key, msg_id, digest, large, at_rest)
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO sent_counters VALUES(?, ?, ?)",
+                [(self.run, node, n) for node, n in numbers.items()],
+            )
+            connection.execute(
+                "INSERT OR IGNORE INTO releases VALUES(?, ?, ?, ?, ?, ?)",
+                (self.run, key, type_, label.name, round_, size),
+            )
+
+        self._journal.write_blocking(write)
+        self._next_n.update(numbers)
+
+    def _fields(self, msg_id: bytes, type_: str, round_: int, recipients: dict[str, bytes]) -> HeadFields:
+        from uuid import UUID
+
+        size, root = self._link.newest_head
+        now = int(time.time())
+        return {
+            "type": type_,
+            "run": self._run,
+            "sender": UUID(self.node).bytes,
+            "msg_id": msg_id,
+            "round": round_,
+            "created": now,
+            "expires": max(self._expires, now),
+            "content_type": CONTENT_TYPE,
+            "log_size": size,
+            "log_root": root or bytes(32),
+            "recipients": [
+                RecipientKey(UUID(id_).bytes, key, self._next_n.get(id_, 0)) for id_, key in recipients.items()
+            ],
+        }
+
+    def _sealer(self, msg_id: bytes, type_: str, round_: int, recipients: dict[str, bytes], size: int) -> Sealer:
+        return Sealer(self._identity, total_len=size, **self._fields(msg_id, type_, round_, recipients))
+
+    def _seal_small(
+        self, msg_id: bytes, type_: str, round_: int, recipients: dict[str, bytes], head: bytes, body: Buffer
+    ) -> bytes:
+        return envelope.seal(self._identity, head + bytes(body), **self._fields(msg_id, type_, round_, recipients))
+
+    def _post(self, msg_id: bytes, sealed: bytes) -> None:
+        future = asyncio.run_coroutine_threadsafe(self._link.put("envelope", self._run, msg_id, sealed), self._loop)
+        self._unposted.add(future)
+        future.add_done_callback(self._posted)
+
+    async def flushed(self, seconds: float) -> bool:
+        """Wait until the hub has all that was sent; False when it has not within the time."""
+        waiting = [asyncio.wrap_future(future) for future in list(self._unposted)]
+        if waiting:
+            _, left = await asyncio.wait(waiting, timeout=seconds)
+            return not left
+        return True
+
+    def _posted(self, future: Future[None]) -> None:
+        self._unposted.discard(future)
+        if not future.cancelled() and isinstance(error := future.exception(), FlameError):
+            self._on_refused(error)
+
+    def _put_large(self, sealer: Sealer, parts: list[memoryview]) -> None:
+        """Over as many connections as it takes, until the run ends."""
+        delay = 0.05
+        while True:
+            try:
+                return self._bulk.put("/messenger/messages", sealer.length, sealer.stream(_Joined(parts)))
+            except Unavailable:
+                self._check_open()
+                if time.monotonic() > self.deadline:
+                    raise
+                with self._arrived:
+                    self._arrived.wait(delay)
+                delay = min(2 * delay, 5.0)
+
+    # --- receiving --------------------------------------------------------------------------------------------------
+
+    def deliver(self, frame: Deliver) -> None:
+        """From the event loop: an envelope of this run has come."""
+        self._incoming.put_nowait(frame)
+
+    async def work(self) -> None:
+        """Take in what comes, as much as there is in one transaction, until cancelled."""
+        while True:
+            frames = [await self._incoming.get()]
+            while not self._incoming.empty():
+                frames.append(self._incoming.get_nowait())
+            await self._take_in(frames)
+
+    async def _take_in(self, frames: list[Deliver]) -> None:
+        fresh: list[tuple[Item, int, bytes]] = []
+        done: list[int] = []
+        for frame in frames:
+            try:
+                self._sort(frame, fresh, done)
+            except FlameError as error:
+                self._on_refused(error)
+                return
+        if fresh:
+            reached(BEFORE_INBOX)
+            ids = await self._journal.write(lambda c: [_insert(c, self.run, item, n, body) for item, n, body in fresh])
+            reached(INBOX)
+            for (item, _, _), id_ in zip(fresh, ids, strict=True):
+                item.id = id_
+        for seq in done:
+            await self._link.ack(seq)
+        with self._arrived:
+            self._items.extend(item for item, _, _ in fresh)
+            self._arrived.notify_all()
+
+    def _sort(self, frame: Deliver, fresh: list[tuple[Item, int, bytes]], done: list[int]) -> None:
+        large = frame.size > INLINE_BYTES
+        party = self.parties[frame.sender]
+        opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
+        stream = BytesIO(frame.body)
+        head = opener.read_head(stream)
+        core = envelope.Header.read(BytesIO(frame.body)).core
+        if head.type not in ("sum", "message", "control"):
+            raise Refused(f"{party.participant.name} sent something of the type '{head.type}', which it may not send.")
+        counter = self._counters.get(frame.sender, Counter())
+        n = head.recipients[head.index_of(_bytes(self.node), self._keys.run_key.key_id)].n
+        match judge(counter, n, core):
+            case Arrival.DUPLICATE:
+                if not large:
+                    done.append(frame.seq)
+            case Arrival.EQUIVOCATION:
+                raise Refused(
+                    f"{party.participant.name} sent two different messages under the number {n}: its node was cloned or restored from a back-up.",
+                    code="equivocation",
+                )
+            case Arrival.GAP:
+                self._behind_gap.setdefault(frame.sender, {})[n] = (frame, head, core, b"")
+            case Arrival.ACCEPT:
+                envelope.check_arrival(head, run=self._run, sender=party.id, now=int(time.time()))
+                body = b""
+                label = None
+                if not large:
+                    plain = bytearray(head.total_len)
+                    if len(frame.body) - stream.tell() != head.body_length:
+                        raise Malformed("An envelope is cut off, or longer than its head says.")
+                    opener.open_into(stream, memoryview(plain))
+                    label, _ = split(plain)
+                    body = self._storage_key.seal(bytes(plain), self._context(b"inbox"))
+                    done.append(frame.seq)
+                    if head.type == "control":
+                        self._on_control(frame.sender, label.name, bytes(split(plain)[1]))
+                self._counters[frame.sender] = accept(counter, n, core)
+                fresh.append((Item(-1, frame.sender, head.msg_id, head.type, head.round, large, core, label), n, body))
+                waiting = self._behind_gap.get(frame.sender, {}).pop(n + 1, None)
+                if waiting:
+                    self._sort(waiting[0], fresh, done)
+
+    def wait_for(
+        self,
+        wanted: Callable[[Item], bool],
+        timeout: float | None,
+        cancelled: threading.Event,
+        *,
+        explain: str = "a message",
+    ) -> Item | None:
+        """The first item, in order of arrival, that is wanted; waits for it. None: the time is over.
+
+        ``wanted`` is asked with labels known (large items are fetched for it when their label is not).
+        Raises RunFailed when the run ends while waiting.
+        """
+        until = self.deadline if timeout is None else min(self.deadline, time.monotonic() + timeout)
+        looked_at = 0
+        while True:
+            with self._arrived:
+                while looked_at >= len(self._items):
+                    self._check_open()
+                    if cancelled.is_set():
+                        raise RunFailed("The program's connection was closed.", code="closed")
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        if timeout is None:
+                            raise RunFailed(f"Nothing came in time: the program waited for {explain}.", code="deadline")
+                        return None
+                    self._arrived.wait(left)
+                batch = self._items[looked_at:]
+            for item in batch:
+                looked_at += 1
+                if wanted(item):
+                    return item
+
+    def body(self, item: Item) -> tuple[Label, memoryview]:
+        """Label and body of an item; a large one is fetched from the hub, verified and opened."""
+        if item.large:
+            plain = self._fetch(item)
+        else:
+            row = self._journal.read_blocking(
+                lambda c: c.execute("SELECT body FROM inbox WHERE id = ?", (item.id,)).fetchone()
+            )
+            plain = bytearray(self._storage_key.open(row[0], self._context(b"inbox")))
+        item.label, body = split(plain)
+        return item.label, body
+
+    def label(self, item: Item) -> Label:
+        """An item's label; a large one is fetched for it, and kept until it is asked for or another one is fetched."""
+        if item.label is None and item.large:
+            plain = self._fetch(item)
+            item.label, _ = split(plain)
+            self._fetched = (item.id, plain)
+        elif item.label is None:
+            self.body(item)
+        assert item.label is not None
+        return item.label
+
+    def _fetch(self, item: Item) -> bytearray:
+        kept, self._fetched = self._fetched, None
+        if kept is not None and kept[0] == item.id:
+            return kept[1]
+        party = self.parties[item.sender]
+        delay = 0.05
+        while True:
+            try:
+                with self._bulk.get(f"/messenger/messages/{item.sender}/{item.msg_id.hex()}") as stream:
+                    opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
+                    head = opener.read_head(stream)
+                    plain = bytearray(head.total_len)
+                    opener.open_into(stream, memoryview(plain))
+                if head.msg_id != item.msg_id or head.type != item.type or head.round != item.round:
+                    raise Refused("The hub gave another envelope than the one that it announced.")
+                return plain
+            except Unavailable:
+                self._check_open()
+                if time.monotonic() > self.deadline:
+                    raise
+                with self._arrived:
+                    self._arrived.wait(delay)
+                delay = min(2 * delay, 5.0)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        with self._arrived:
+            self._arrived.notify_all()
+
+    def close(self, why: str) -> None:
+        """Whoever waits here is told why it was in vain."""
+        with self._arrived:
+            self._closed = why
+            self._arrived.notify_all()
+        self.parties.close(why)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise RunFailed(self._closed, code="closed")
+
+    def _context(self, what: bytes) -> bytes:
+        return what + b"\0" + self._run
+
+
+class _Joined:
+    """Several buffers read as one stream."""
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._parts = [part.cast("B") for part in parts if len(part)]
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer)
+        while self._parts and not len(self._parts[0]):
+            self._parts.pop(0)
+        if not self._parts:
+            return 0
+        n = min(len(target), len(self._parts[0]))
+        target[:n] = self._parts[0][:n]
+        self._parts[0] = self._parts[0][n:]
+        return n
+
+
+def _insert(connection: sqlite3.Connection, run: str, item: Item, n: int, body: bytes) -> int:
+    row = (run, item.sender, item.msg_id, n, item.core, item.type, item.round, item.large, body)
+    cursor = connection.execute(
+        "INSERT INTO inbox(run, sender, msg_id, n, core, type, round, large, body) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
+    )
+    return cursor.lastrowid or 0
+
+
+def _digest(head: bytes, body: Buffer) -> bytes:
+    digest = hashlib.sha256(head)
+    digest.update(body)
+    return digest.digest()
+
+
+def _message_id(run: str, node: str, key: str) -> bytes:
+    return hashlib.sha256(f"{run}/{node}/{key}".encode()).digest()[:16]
+
+
+def _bytes(node: str) -> bytes:
+    from uuid import UUID
+
+    return UUID(node).bytes

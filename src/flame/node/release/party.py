@@ -1,0 +1,87 @@
+"""The participants of a run as this node knows them: pinned identity keys, and what each has announced."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from flame.crypto.announce import Announcement, check_same_keys, verify_announcement
+from flame.crypto.keys import PublicKey
+from flame.model.errors import Refused, RunFailed
+from flame.model.manifest import Participant
+
+
+@dataclass(frozen=True)
+class Party:
+    participant: Participant
+    public: PublicKey
+    """The key that the member's pin leads to; never one that the hub merely named."""
+
+    @property
+    def id(self) -> bytes:
+        return UUID(self.participant.node).bytes
+
+
+class Parties:
+    """All participants and their verified announcements. Threads wait here until somebody has announced."""
+
+    def __init__(self, run: bytes, manifest: bytes, parties: Iterable[Party]) -> None:
+        self._run, self._manifest = run, manifest
+        self._parties = {party.participant.node: party for party in parties}
+        self._announced: dict[str, Announcement] = {}
+        self._changed = threading.Condition()
+        self._closed = ""
+
+    def __getitem__(self, node: str) -> Party:
+        party = self._parties.get(node)
+        if party is None:
+            raise Refused(f"{node} takes no part in this run.", code="stranger")
+        return party
+
+    def nodes(self) -> list[str]:
+        return list(self._parties)
+
+    def take(self, node: str, body: bytes, now: int) -> Announcement:
+        """Verify an announcement and remember it. Raises Refused, BadSignature, Expired, Malformed."""
+        party = self[node]
+        announcement = verify_announcement(body, party.public, run=self._run, node=party.id, now=now)
+        if announcement.role != party.participant.role or announcement.manifest != self._manifest:
+            raise Refused(f"{party.participant.name} announced another role or manifest than the one approved here.")
+        known = self._announced.get(node)
+        if known is not None:
+            check_same_keys(known, announcement)
+        with self._changed:
+            self._announced[node] = announcement
+            self._changed.notify_all()
+        return announcement
+
+    def missing(self) -> list[str]:
+        return [p.participant.name for node, p in self._parties.items() if node not in self._announced]
+
+    def key_of(self, node: str, deadline: float) -> bytes:
+        """The run key that a participant announced; waits for it. Raises RunFailed at the deadline (monotonic)."""
+        party = self[node]
+        with self._changed:
+            while node not in self._announced:
+                if self._closed:
+                    raise RunFailed(self._closed, code="closed")
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                    raise RunFailed(
+                        f"{party.participant.name} has not joined the run.",
+                        next_step="Ask whether that node is running, has approved the analysis and reaches the hub.",
+                    )
+            return self._announced[node].run_key
+
+    def wait_changed(self, seconds: float) -> None:
+        """Until somebody announces, or the time is over."""
+        with self._changed:
+            if not self._closed and self.missing():
+                self._changed.wait(seconds)
+
+    def close(self, why: str) -> None:
+        with self._changed:
+            self._closed = why
+            self._changed.notify_all()

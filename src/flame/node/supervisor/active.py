@@ -1,0 +1,692 @@
+"""One run that is under way: the shell around ``flame.model.run``. Feeds events, performs instructions, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from flame.crypto.announce import Announcement, sign_announcement
+from flame.crypto.canonical import digest
+from flame.crypto.keys import PublicKey
+from flame.model import run as life
+from flame.model.errors import Conflict, FlameError, Refused, RunFailed, Unavailable
+from flame.model.manifest import Manifest
+from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
+from flame.node.context import Context, log
+from flame.node.release import Channel, Parties, Party
+from flame.node.release.payload import Label
+from flame.node.supervisor import verification
+from flame.node.supervisor.decisions import Decisions
+from flame.node.supervisor.events import Events
+from flame.node.supervisor.preparation import Prepared, RunFolder, explain_failure, prepare
+from flame.node.supervisor.side import Outlets, Side
+from flame.protocol.control import Deliver
+from flame.protocol.documents import StartOrder
+from flame.protocol.freeze import parse_time
+from flame.storage.failpoints import declare, reached
+
+JOIN_SECONDS = 120.0
+FINISH_GRACE = 15.0
+MAX_OUTPUT = 4 << 20
+
+STATE = declare(
+    "node.run.after-state", "the run's new state is in the node's database; its instructions were not performed"
+)
+ACCEPTED = declare("node.run.after-accept", "the run's number is used and its order kept; no keys were made")
+ANNOUNCED = declare("node.run.after-announcement", "the own announcement is kept; it was not sent")
+RESULT = declare("node.result.after-commit", "a final result is sealed and kept; it was not uploaded")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A start order as the hub gave it, with the manifest it is for."""
+
+    id: str
+    analysis: str
+    manifest: bytes
+    manifest_signature: bytes | None
+    order: bytes
+    order_signature: bytes | None
+
+
+class ActiveRun:
+    """One run. ``drive`` ends when the run has ended; every wait in it has a limit."""
+
+    def __init__(
+        self,
+        context: Context,
+        decisions: Decisions,
+        events: Events,
+        order: Order,
+        state: Run,
+        join_seconds: float = JOIN_SECONDS,
+    ) -> None:
+        self._context, self._decisions, self._events = context, decisions, events
+        self.order, self.run = order, state
+        self.folder = RunFolder(context.layout.runs / order.id)
+        self.progress = 0
+        self._join_seconds = join_seconds
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._early: list[Deliver] = []
+        self._report = asyncio.Event()
+        self._reported: RunState | None = None
+        self._manifest: Manifest | None = None
+        self._start: StartOrder | None = None
+        self._channel: Channel | None = None
+        self._prepared: Prepared | None = None
+        self._side: Side | None = None
+        self._running: Any = None
+        self._gateway: Any = None
+        self._finished = asyncio.Event()
+        self._failure: tuple[str, str] | None = None
+        self._results = 0
+        self.done = asyncio.Event()
+
+    # --- from outside -----------------------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        self._queue.put_nowait(event)
+
+    def deliver(self, frame: Deliver) -> None:
+        if self._channel is None:
+            if len(self._early) < 1024:
+                self._early.append(frame)
+        elif frame.kind == "announce":
+            self._spawn(self._take_announcement(frame))
+        else:
+            self._channel.deliver(frame)
+
+    async def drive(self, *, resumed: bool) -> None:
+        """Bring the run from where it is to its end."""
+        reporter = asyncio.create_task(self._report_always())
+        try:
+            if resumed:
+                self.feed(life.NodeRestarted())
+                if self.run.state is not RunState.QUEUED:
+                    await self._verify(feed=False)
+            else:
+                self._spawn(self._verify(feed=True))
+            while not self.run.state.is_terminal:
+                event = await self._queue.get()
+                await self._advance(event)
+            await self._last_report()
+        finally:
+            reporter.cancel()
+            for task in self._tasks:
+                task.cancel()
+            self.done.set()
+
+    async def abandon(self) -> None:
+        """The node ends: the sandbox too, the run's state stays."""
+        if self._channel is not None:
+            self._channel.close("The node is being stopped; the run goes on when it is back.")
+        await self._kill()
+
+    # --- the machine ------------------------------------------------------------------------------------------------
+
+    async def _advance(self, event: Event) -> None:
+        try:
+            after, todo = life.advance(self.run, event)
+        except Conflict as error:
+            log.warning("run %s: %s", self.order.id[:12], error)
+            return
+        changed = after != self.run
+        self.run = after
+        if changed:
+            await self._persist()
+            reached(STATE)
+            log.info("run %s is %s %s", self.order.id[:12], after.state, after.reason)
+        for do in todo:
+            try:
+                await self._perform(do)
+            except FlameError as error:
+                self.feed(life.ProgramFailed(str(error), error.code))
+            except Exception as error:  # noqa: BLE001 - a fault of ours must end the run truthfully, not hang it
+                log.exception("run %s: %s", self.order.id[:12], do.name)
+                self.feed(life.ProgramFailed(*explain_failure(error)))
+
+    async def _perform(self, do: Do) -> None:
+        match do:
+            case Do.VERIFY:
+                self._spawn(self._verify(feed=True))
+            case Do.MAKE_KEYS:
+                await self._make_keys()
+            case Do.PREPARE:
+                self._spawn(self._prepare())
+            case Do.START_SANDBOX:
+                self._spawn(self._start_sandbox())
+            case Do.OPEN:
+                await self._open()
+            case Do.KILL:
+                await self._kill()
+            case Do.REPORT:
+                self._report.set()
+            case Do.TELL_PEERS:
+                await self._tell_peers()
+            case Do.LOG_START:
+                facts = self._prepared.facts if self._prepared else {}
+                await self._events.add(
+                    "run-started", self.order.id, manifest=digest(self.order.manifest).hex(), **facts
+                )
+            case Do.LOG_END:
+                await self._events.add("run-ended", self.order.id, state=self.run.state.value, code=self.run.code)
+            case Do.LOG_REFUSAL:
+                await self._events.add(
+                    "refusal", self.order.id, manifest=digest(self.order.manifest).hex(), code=self.run.code
+                )
+            case Do.CLEAN_UP:
+                await self._clean_up()
+
+    async def _persist(self) -> None:
+        state, ended = self.run, time.time() if self.run.state.is_terminal else None
+        await self._context.journal.execute(
+            "UPDATE runs SET state = ?, reason = ?, code = ?, ended = ? WHERE id = ?",
+            state.state.value,
+            state.reason,
+            state.code,
+            ended,
+            self.order.id,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except FlameError as error:
+            self.feed(life.ProgramFailed(str(error), error.code))
+        except Exception as error:  # noqa: BLE001 - as above
+            log.exception("run %s", self.order.id[:12])
+            self.feed(life.ProgramFailed(*explain_failure(error)))
+
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(call)
+
+    # --- verify and join --------------------------------------------------------------------------------------------
+
+    async def _verify(self, *, feed: bool) -> None:
+        order = self.order
+        try:
+            manifest = verification.read_manifest(order.manifest)
+            self._manifest = manifest
+            hex_ = digest(order.manifest).hex()
+            if manifest.analysis != order.analysis:
+                raise Refused("The hub shows this manifest under another analysis than its own.")
+            await self._decisions.learn_keys(manifest)
+            situation = await self._decisions.situation(order.analysis, hex_)
+            verification.verify_participants(manifest, situation)
+            verification.verify_recipients(manifest, situation)
+            verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
+            verification.verify_own_approval(bytes.fromhex(hex_), situation)
+            self._start = verification.verify_order(
+                manifest, bytes.fromhex(hex_), order.order, order.order_signature, situation
+            )
+            await self._use_number(hex_, self._start.number)
+        except Unavailable:
+            raise
+        except FlameError as error:
+            if not feed:
+                self.feed(life.Denied(str(error), error.code))
+                return
+            self.feed(life.Denied(str(error), error.code))
+            return
+        reached(ACCEPTED)
+        if feed:
+            self.feed(life.Accepted())
+
+    async def _use_number(self, hex_: str, number: int) -> None:
+        def write(connection: Any) -> str:
+            connection.execute("INSERT OR IGNORE INTO run_numbers VALUES(?, ?, ?)", (hex_, number, self.order.id))
+            return str(
+                connection.execute(
+                    "SELECT run FROM run_numbers WHERE manifest = ? AND number = ?", (hex_, number)
+                ).fetchone()[0]
+            )
+
+        verification.check_number(await self._context.journal.write(write), self.order.id)
+
+    async def _make_keys(self) -> None:
+        assert self._manifest is not None and self._start is not None
+        context = self._context
+        keys = await context.run_keys.obtain(self.order.id)
+        members = await self._decisions.members()
+        parties = Parties(
+            bytes.fromhex(self.order.id),
+            digest(self.order.manifest),
+            [
+                Party(
+                    p,
+                    context.identity.public
+                    if p.node == context.node
+                    else PublicKey.from_hex_pem(members[p.member].public),
+                )
+                for p in self._manifest.participants
+            ],
+        )
+        channel = Channel(
+            self.order.id,
+            context.node,
+            identity=context.identity,
+            keys=keys,
+            storage_key=context.storage_key,
+            parties=parties,
+            journal=context.journal,
+            link=context.link,
+            bulk=context.bulk,
+            expires=self._ends_at(),
+            on_refused=lambda error: self._from_thread(lambda: self.feed(life.ProgramFailed(str(error), error.code))),
+            on_control=self._on_control,
+        )
+        announcement = await self._own_announcement(keys)
+        rows = await context.journal.rows("SELECT node, body FROM announcements WHERE run = ?", self.order.id)
+        for node, body in rows:
+            parties.take(node, bytes(body), int(time.time()))
+        await channel.load()
+        self._channel = channel
+        self._spawn(channel.work())
+        self._spawn(self._send_announcement(announcement))
+        self._spawn(self._deadlines())
+        early, self._early = self._early, []
+        for frame in early:
+            self.deliver(frame)
+
+    def _ends_at(self) -> int:
+        assert self._manifest is not None and self._start is not None
+        return int(parse_time(self._start.created).timestamp()) + self._manifest.resources.runtime_seconds + 300
+
+    async def _own_announcement(self, keys: Any) -> bytes:
+        """The same bytes after a restart, so that the hub and the peers see one announcement."""
+        assert self._manifest is not None
+        context = self._context
+        own = self._manifest.participant(context.node)
+        assert own is not None
+        size, root = context.link.newest_head
+        moment = int(time.time())
+        body = sign_announcement(
+            context.identity,
+            Announcement(
+                run=bytes.fromhex(self.order.id),
+                manifest=digest(self.order.manifest),
+                node=UUID(context.node).bytes,
+                role=own.role,
+                run_key=keys.run_key.public_bytes,
+                mask_key=keys.mask_public,
+                log_size=size,
+                log_root=root or bytes(32),
+                created=moment,
+                expires=moment + 24 * 3600,
+            ),
+        )
+
+        def write(connection: Any) -> bytes:
+            connection.execute(
+                "INSERT OR IGNORE INTO announcements VALUES(?, ?, ?)", (self.order.id, context.node, body)
+            )
+            return bytes(
+                connection.execute(
+                    "SELECT body FROM announcements WHERE run = ? AND node = ?", (self.order.id, context.node)
+                ).fetchone()[0]
+            )
+
+        return await context.journal.write(write)
+
+    async def _send_announcement(self, body: bytes) -> None:
+        reached(ANNOUNCED)
+        msg_id = hashlib.sha256(body).digest()[:16]
+        await self._context.link.put("announce", bytes.fromhex(self.order.id), msg_id, body)
+
+    async def _take_announcement(self, frame: Deliver) -> None:
+        assert self._channel is not None
+        self._channel.parties.take(frame.sender, frame.body, int(time.time()))
+        await self._context.journal.execute(
+            "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
+        )
+        await self._context.link.ack(frame.seq)
+
+    async def _deadlines(self) -> None:
+        assert self._channel is not None
+        joined_by = time.monotonic() + self._join_seconds
+        while missing := self._channel.parties.missing():
+            if time.monotonic() > joined_by:
+                names = " and ".join(missing)
+                self.feed(
+                    life.DeadlinePassed(
+                        f"{names} did not join the run within {self._join_seconds:.0f} s. Ask whether the node is running, has approved the analysis and reaches the hub."
+                    )
+                )
+                return
+            await asyncio.to_thread(self._channel.parties.wait_changed, min(5.0, self._join_seconds))
+        await asyncio.sleep(max(0.0, self._channel.deadline - time.monotonic()))
+        self.feed(
+            life.DeadlinePassed(
+                "The run has used up the time that its manifest allows. Ask for more under [resources] in flame.toml."
+            )
+        )
+
+    # --- prepare and run --------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        assert self._manifest is not None
+        try:
+            while True:
+                try:
+                    self._prepared = await prepare(self._context, self._manifest, self.folder)
+                    break
+                except Unavailable as error:
+                    log.warning("run %s waits: %s", self.order.id[:12], error)
+                    await asyncio.sleep(0.5)
+                    await self._context.link.online.wait()
+        except FlameError as error:
+            self.feed(life.Denied(str(error), error.code))
+            return
+        self.feed(life.Ready())
+
+    async def _start_sandbox(self) -> None:
+        from flame.node.egress.guard import Guard
+        from flame.node.egress.text import read_code
+        from flame.node.gateway.server import Gateway
+        from flame.runtime.sandbox import GATEWAY, Limits, RunSpec
+
+        manifest, start, prepared, channel = self._manifest, self._start, self._prepared, self._channel
+        assert manifest is not None and start is not None and prepared is not None and channel is not None
+        self._side = Side(
+            manifest=manifest,
+            run=self.order.id,
+            node=self._context.node,
+            parameters=verification.resolve_parameters(manifest, start.parameters),
+            channel=channel,
+            guard=Guard(
+                manifest,
+                self._context.node,
+                self._context.policy,
+                code=await asyncio.to_thread(read_code, prepared.code, manifest),
+            ),
+            snapshots=prepared.snapshots,
+            outlets=self._outlets(),
+        )
+        self._gateway = Gateway(self.folder.gateway, self._side)
+        limits = manifest.resources
+        spec = RunSpec(
+            run=self.order.id[:32],
+            environment=prepared.environment,
+            code=prepared.code,
+            gateway=self.folder.gateway,
+            command=("-u", f"/code/{manifest.entrypoint}", *manifest.arguments),
+            work=self.folder.work,
+            variables={"FLAME_GATEWAY": f"{GATEWAY}/gateway.sock"},
+            limits=Limits(
+                memory_bytes=limits.memory_bytes,
+                cpus=limits.cpu,
+                processes=limits.processes,
+                disk_bytes=limits.disk_bytes,
+                seconds=limits.runtime_seconds,
+            ),
+        )
+        self._running = await self._context.sandbox.start(spec)
+        broken = await self._running.verify()
+        if broken:
+            self.feed(life.PromiseBroken(str(broken[0].promise), broken[0].detail))
+            return
+        self.feed(life.SandboxVerified())
+
+    async def _open(self) -> None:
+        self._gateway.open()
+        await self._running.release()
+        self._spawn(self._watch())
+
+    async def _watch(self) -> None:
+        """The program's end, however it comes; a program that has finished may not linger."""
+        ended = asyncio.create_task(self._running.wait())
+        finished = asyncio.create_task(self._finished.wait())
+        await asyncio.wait({ended, finished}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await asyncio.wait({ended}, timeout=FINISH_GRACE)
+            if not ended.done():
+                await self._running.stop(1)
+        finished.cancel()
+        end = await ended
+        self._keep_output()
+        if self._failure is not None:
+            self.feed(life.ProgramFailed(*self._failure))
+        elif self._finished.is_set() or (end.exit_code == 0 and end.reason == "exited"):
+            await self._ended_well()
+        else:
+            self.feed(life.ProgramFailed(_why(end), "program_failed"))
+
+    async def _ended_well(self) -> None:
+        assert self._manifest is not None and self._channel is not None
+        if self._context.node == self._manifest.aggregator.node and self._results == 0:
+            self.feed(
+                life.ProgramFailed("The program at the aggregator ended without submitting a result.", "no_result")
+            )
+            return
+        await self._upload_results()
+        left = max(1.0, self._channel.deadline - time.monotonic())
+        if not await self._channel.flushed(left):
+            self.feed(life.DeadlinePassed("The hub did not take the run's last messages in time."))
+            return
+        self.feed(life.ProgramEnded())
+
+    def _keep_output(self) -> None:
+        with self.folder.output.open("ab") as file:
+            file.write(self._running.tail(MAX_OUTPUT))
+
+    def _outlets(self) -> Outlets:
+        return Outlets(
+            log=lambda level, line: self._from_thread(lambda: self._spawn(self._tell_log(level, line))),
+            keep=self._keep,
+            progress=lambda percent: self._from_thread(lambda: self._set_progress(percent)),
+            submitted=self._submitted,
+            finished=lambda: self._from_thread(self._finished.set),
+            failed=lambda reason, code: self._from_thread(lambda: self._set_failure(reason, code)),
+        )
+
+    def _keep(self, text: str) -> None:
+        with self.folder.output.open("a", encoding="utf-8") as file:
+            if file.tell() < MAX_OUTPUT:
+                file.write(text[:65536] + "\n")
+
+    def _set_progress(self, percent: int) -> None:
+        self.progress = max(self.progress, percent)
+        self._report.set()
+
+    def _set_failure(self, reason: str, code: str) -> None:
+        self._failure = (reason, code)
+        self._finished.set()
+
+    async def _tell_log(self, level: str, line: str) -> None:
+        from contextlib import suppress
+
+        body = {
+            "analysisId": self.order.analysis,
+            "nodeId": self._context.node,
+            "level": level,
+            "message": line.ljust(3),
+            "code": self.order.id[:32],
+        }
+        with suppress(Unavailable, Refused):
+            await self._context.link.request("POST", "/core/analysis-node-logs", body)
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def _submitted(self, name: str, media_type: str, content: bytes, hold: bool) -> None:
+        """From a gateway thread: seal to the recipients, keep, and only then say so to the program."""
+        assert self._manifest is not None and self._channel is not None
+        ordinal = self._results
+        keys = asyncio.run_coroutine_threadsafe(self._recipient_keys(), self._loop).result(60)
+        self._channel.send_to_people(f"final/{ordinal}", Label(name, media_type), keys, content)
+        row = (
+            self.order.id,
+            ordinal,
+            name,
+            len(content),
+            hashlib.sha256(content).digest(),
+            "held" if hold else "released",
+        )
+        self._context.journal.write_blocking(
+            lambda c: c.execute(
+                "INSERT OR IGNORE INTO results(run, ordinal, name, bytes, digest, state) VALUES(?,?,?,?,?,?)", row
+            )
+        )
+        reached(RESULT)
+        self._results += 1
+
+    async def _recipient_keys(self) -> dict[str, bytes]:
+        import base64
+
+        assert self._manifest is not None
+        members = await self._decisions.members()
+        return {r.id: base64.b64decode(members[r.result_key].public) for r in self._manifest.recipients}
+
+    async def _upload_results(self) -> None:
+        await upload_released(self._context, self.order.id, self.order.analysis)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _kill(self) -> None:
+        if self._gateway is not None:
+            await asyncio.to_thread(self._gateway.close)
+        if self._running is not None:
+            await self._running.stop(0)
+            await self._context.sandbox.cleanup(self.order.id[:32])
+
+    async def _tell_peers(self) -> None:
+        """A short sealed word to everyone who has announced; who has not will not wait for this node's messages."""
+        if self._channel is None or self._manifest is None:
+            return
+        missing = set(self._channel.parties.missing())
+        peers = [p.node for p in self._manifest.participants if p.node != self._context.node and p.name not in missing]
+        if not peers:
+            return
+        body = msgspec.msgpack.encode({"state": self.run.state.value, "reason": self.run.reason[:2000]})
+        try:
+            await asyncio.to_thread(self._channel.send, "control/ended", "control", 0, Label("ended"), peers, body)
+            await self._channel.flushed(5)
+        except FlameError as error:
+            log.warning("run %s: the peers could not be told: %s", self.order.id[:12], error)
+
+    def _on_control(self, sender: str, name: str, body: bytes) -> None:
+        if name != "ended" or self._manifest is None:
+            return
+        try:
+            said = msgspec.msgpack.decode(body, type=dict[str, str])
+        except msgspec.DecodeError:
+            return
+        participant = self._manifest.participant(sender)
+        self.feed(life.PeerEnded(participant.name if participant else sender, said.get("reason", "")[:2000]))
+
+    async def _clean_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close(self.run.reason or "The run has ended.")
+        await asyncio.to_thread(self.folder.remove)
+        await self._context.run_keys.delete(self.order.id)
+        await self._context.journal.write(lambda c: _forget(c, self.order.id))
+
+    # --- telling the hub --------------------------------------------------------------------------------------------
+
+    async def _report_always(self) -> None:
+        while True:
+            await self._report.wait()
+            self._report.clear()
+            await self._report_once()
+
+    async def _last_report(self) -> None:
+        await self._report_once()
+
+    async def _report_once(self) -> None:
+        try:
+            await report(self._context, self.order, self.run, self.progress)
+        except FlameError as error:
+            log.warning("run %s: its state could not be reported: %s", self.order.id[:12], error)
+
+
+async def report(context: Context, order: Order, run: Run, progress: int) -> None:
+    """Tell the hub the state; what could not be told is told after the next Welcome."""
+    rows = (
+        await context.link.request(
+            "GET", f"/core/analysis-nodes?filter[analysisId]={order.analysis}&filter[nodeId]={context.node}"
+        )
+    )["data"]
+    if not rows:
+        return
+    status = EXECUTION_STATUS[run.state]
+    body = {
+        "executionStatus": status,
+        "executionProgress": 100 if status == "executed" else progress,
+        "run": order.id,
+        "reason": run.reason[:2000],
+    }
+    await context.link.request("POST", f"/core/analysis-nodes/{rows[0]['id']}", body)
+    await context.journal.execute("UPDATE runs SET reported = ? WHERE id = ?", run.state.value, order.id)
+
+
+async def upload_released(context: Context, run: str, analysis: str) -> None:
+    """Upload what has been released and is not at the hub yet. The same file twice is no error."""
+    rows = await context.journal.rows(
+        "SELECT ordinal FROM results WHERE run = ? AND state = 'released' ORDER BY ordinal", run
+    )
+    if not rows:
+        return
+    buckets = (
+        await context.link.request("GET", f"/core/analysis-buckets?filter[analysisId]={analysis}&filter[type]=RESULT")
+    )["data"]
+    if not buckets:
+        raise Unavailable(
+            "The hub has no bucket for the result.", next_step="Ask the hub's operator to run storageCheck."
+        )
+    for (ordinal,) in rows:
+        ((sealed,),) = await context.journal.rows(
+            "SELECT sealed FROM outbox WHERE run = ? AND key = ?", run, f"final/{ordinal}"
+        )
+        content = context.storage_key.open(bytes(sealed), b"outbox\0" + bytes.fromhex(run))
+        await _upload_once(context, str(buckets[0]["bucketId"]), f"{run[:12]}-{ordinal + 1}.flame", content)
+        await context.journal.execute(
+            "UPDATE results SET state = 'uploaded' WHERE run = ? AND ordinal = ?", run, ordinal
+        )
+
+
+async def _upload_once(context: Context, bucket: str, name: str, content: bytes) -> None:
+    while True:
+        try:
+            await context.link.upload(f"/storage/buckets/{bucket}/upload", name, content)
+            return
+        except Unavailable:
+            await asyncio.sleep(0.5)
+            await context.link.online.wait()
+        except Refused as error:
+            files = await context.link.request(
+                "GET", f"/storage/bucket-files?filter[bucketId]={bucket}&filter[name]={name}"
+            )
+            if files["data"] and int(files["data"][0].get("size") or -1) == len(content):
+                return
+            raise RunFailed(f"The hub does not take the result: {error}") from None
+
+
+def _forget(connection: Any, run: str) -> None:
+    """What the run's messages left behind. Digests and rows that prove what left stay; results stay for re-sealing."""
+    connection.execute("DELETE FROM inbox WHERE run = ?", (run,))
+    connection.execute("DELETE FROM outbox WHERE run = ? AND key NOT LIKE 'final/%'", (run,))
+
+
+def _why(end: Any) -> str:
+    reasons = {
+        "time": "The program used up its time. Ask for more under [resources] in flame.toml.",
+        "memory": "The program used more memory than its manifest allows. Ask for more under [resources] in flame.toml.",
+        "output": "The program wrote more output than is allowed.",
+    }
+    return reasons.get(
+        str(end.reason),
+        f"The program ended with exit code {end.exit_code}; the hospital's steward can read its output.",
+    )

@@ -1,0 +1,67 @@
+"""Leaves for the transparency log: signed here, durable here, handed to the hub until it has given a receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sqlite3
+from typing import Any
+
+from flame.crypto.signatures import sign_event
+from flame.model.errors import FlameError, Unavailable
+from flame.node.context import Context, log, now
+from flame.protocol.documents import Event
+from flame.protocol.freeze import format_time
+
+
+class Events:
+    """Call ``kick`` when the hub can be reached; ``run`` sends what waits, in order."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._wake = asyncio.Event()
+
+    async def add(self, type_: str, subject: str, **facts: Any) -> None:
+        """Sign and keep an event. It is durable when this returns. Facts are hashes, identifiers, numbers; no patient data."""
+        event = Event(type_, self._context.fingerprint, subject, format_time(now()), facts, secrets.token_hex(16))
+        signature = sign_event(self._context.identity, event.digest).hex()
+        row = (event.encoded().decode(), signature)
+        await self._context.journal.execute("INSERT INTO events(event, signature) VALUES(?, ?)", *row)
+        self.kick()
+
+    def kick(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._send_all()
+            except Unavailable:
+                continue  # the next Welcome kicks again
+            except FlameError as error:
+                log.error("the hub does not take a log event: %s", error)
+
+    async def waiting(self) -> int:
+        return int(
+            (
+                await self._context.journal.read(
+                    lambda c: c.execute("SELECT count(*) FROM events WHERE receipt IS NULL").fetchone()
+                )
+            )[0]
+        )
+
+    async def _send_all(self) -> None:
+        rows = await self._context.journal.read(_unsent)
+        for id_, event, signature in rows:
+            answer = await self._context.link.request(
+                "POST", "/core/audit/events", {"event": event, "signature": signature}
+            )
+            receipt = json.dumps(answer.get("data", answer))
+            await self._context.journal.execute("UPDATE events SET receipt = ? WHERE id = ?", receipt, id_)
+
+
+def _unsent(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
+    return connection.execute("SELECT id, event, signature FROM events WHERE receipt IS NULL ORDER BY id").fetchall()

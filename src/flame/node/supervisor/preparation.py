@@ -1,0 +1,217 @@
+"""What has to be here before a program may start: the environment, the code, the data. Each checked against the manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flame.model.errors import DoesNotMatchApproval, FlameError, IsolationTooLow, NotFound, Refused
+from flame.model.manifest import CodeFile, Manifest
+from flame.node.context import Context
+from flame.node.supervisor.side import Snapshot
+
+if TYPE_CHECKING:
+    from flame.model.manifest import DataRequest
+    from flame.node.data.sources import Source
+    from flame.runtime.environments import HostEnvironment
+
+
+@dataclass(frozen=True)
+class Prepared:
+    environment: HostEnvironment
+    code: Path
+    snapshots: Mapping[str, Snapshot]
+    facts: Mapping[str, Any]
+    """Digests for the start leaf."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's own directory at the node. The parent is 0700; the sandbox sees only what is mounted."""
+
+    root: Path
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def gateway(self) -> Path:
+        return self.root / "gateway"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def output(self) -> Path:
+        """Text of the program that stays at the node."""
+        return self.root / "output.txt"
+
+    def fresh(self) -> None:
+        """Empty, but for what a restart must find again (the frozen data)."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        for folder in (self.code, self.gateway, self.work):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.code.mkdir()
+        self.gateway.mkdir()
+        self.data.mkdir(exist_ok=True)
+
+    def remove(self) -> None:
+        """All but the text that the steward may read."""
+        for folder in (self.code, self.gateway, self.work, self.data):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def prepare(context: Context, manifest: Manifest, folder: RunFolder) -> Prepared:
+    """Raises the refusal that names what is wrong, where, and what to do."""
+    check_isolation(context, manifest)
+    await asyncio.to_thread(folder.fresh)
+    environment, _, snapshots = await asyncio.gather(
+        _environment(context, manifest), _code(context, manifest, folder), _data(context, manifest, folder)
+    )
+    facts = {"environment": environment.digest, "data": {name: facts for name, (_, facts) in snapshots.items()}}
+    return Prepared(environment, folder.code, {name: snapshot for name, (snapshot, _) in snapshots.items()}, facts)
+
+
+def check_isolation(context: Context, manifest: Manifest) -> None:
+    """Real data are not shown to a run that this machine cannot hold."""
+    isolation = context.isolation
+    policy = context.policy
+    if isolation is None:
+        raise IsolationTooLow(
+            "The node has not tried its sandbox yet.", next_step="Wait a moment, or see `flame node status`."
+        )
+    if policy.public_data:
+        return
+    order = ["none", "no-network-own-files", "full"]
+    if order.index(isolation.name) < order.index(policy.require_isolation):
+        raise IsolationTooLow(
+            f"This node's sandbox reaches the level '{isolation.name}' ({isolation.detail}); its policy requires '{policy.require_isolation}'.",
+            next_step="Install bubblewrap, or let the data owner change require_isolation in policy.toml.",
+        )
+    if not policy.host_environments and manifest.sources_of(context.node):
+        raise Refused(
+            "The environment is this host's own Python, which this node's policy does not allow for real data.",
+            next_step="Use an image, or set host_environments = true in policy.toml.",
+        )
+
+
+async def _environment(context: Context, manifest: Manifest) -> HostEnvironment:
+    from flame.runtime.environments import load_host_environment
+
+    wanted = manifest.environment
+    environment = await asyncio.to_thread(load_host_environment, wanted.reference, context.layout.environments)
+    if environment.digest != wanted.digest:
+        raise DoesNotMatchApproval(
+            f"The environment '{wanted.reference}' here is {environment.digest[:19]}…; the approved manifest names {wanted.digest[:19]}….",
+            next_step="Register the approved environment at this node, or submit the analysis again with the present one.",
+        )
+    await context.sandbox.prepare(environment)
+    return environment
+
+
+async def _code(context: Context, manifest: Manifest, folder: RunFolder) -> None:
+    answer = await context.link.request(
+        "GET",
+        f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50",
+    )
+    rows = list(answer["data"])
+    while len(rows) < int(answer["meta"]["total"]):
+        answer = await context.link.request(
+            "GET",
+            f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50&page[offset]={len(rows)}",
+        )
+        if not answer["data"]:
+            break
+        rows += answer["data"]
+    stored = {
+        row["path"]: row["bucketFileId"]
+        for row in rows
+        if (row.get("analysisBucket") or {}).get("type", "CODE") == "CODE"
+    }
+    for file in manifest.code:
+        if file.path not in stored:
+            raise NotFound(
+                f"The hub has no file '{file.path}' of the approved code.",
+                next_step="The researcher submits the analysis again.",
+            )
+        content = await context.link.download(f"/storage/bucket-files/{stored[file.path]}/stream", file.size)
+        _check_file(file, content)
+        await asyncio.to_thread(_write, folder.code / file.path, content)
+
+
+def _check_file(file: CodeFile, content: bytes) -> None:
+    if len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256:
+        raise DoesNotMatchApproval(
+            f"The file '{file.path}' that the hub gives is not the one that was approved here.",
+            next_step="Nothing has run. Tell the hub's operator; the researcher submits the analysis again.",
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+async def _data(context: Context, manifest: Manifest, folder: RunFolder) -> dict[str, tuple[Snapshot, dict[str, Any]]]:
+    from flame.node.data.sources import read_sources
+
+    found: dict[str, tuple[Snapshot, dict[str, Any]]] = {}
+    wanted = manifest.sources_of(context.node)
+    if not wanted:
+        return found
+    sources = read_sources(context.layout.sources)
+    for request in wanted:
+        source = sources.granted(request.source, manifest.project)
+        if context.policy.public_data and not source.public:
+            raise Refused(
+                f"The source '{source.name}' is not marked public, but this node's policy says that it holds public data only.",
+                next_step="Mark the source public in sources.toml, or take public_data out of policy.toml.",
+            )
+        found[request.source] = await asyncio.to_thread(_freeze, source, request, folder)
+    return found
+
+
+def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> tuple[Snapshot, dict[str, Any]]:
+    """Read once. A restarted run finds what was frozen at its start, and nothing newer."""
+    from flame.node.data import snapshot as data
+
+    path, facts_path = folder.data / f"{source.name}.value", folder.data / f"{source.name}.json"
+    if facts_path.exists():
+        frozen = msgspec.json.decode(facts_path.read_bytes(), type=data.Snapshot)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != frozen.snapshot_sha256:
+            raise DoesNotMatchApproval(
+                "The data that were frozen for this run have been changed.", next_step="Start the analysis again."
+            )
+    else:
+        frozen = data.take_snapshot(source, request, path)
+        temporary = facts_path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(frozen))
+        temporary.replace(facts_path)
+    facts = {"rows": frozen.rows, "file": frozen.file_sha256, "snapshot": frozen.snapshot_sha256}
+    return Snapshot(frozen.rows, tuple(frozen.columns), path.read_bytes), facts
+
+
+def explain_failure(error: BaseException) -> tuple[str, str]:
+    """Reason and code for a run that could not be prepared."""
+    if isinstance(error, FlameError):
+        return str(error), error.code
+    return (
+        f"An unexpected {type(error).__name__} while the run was prepared; the node's log says more.",
+        "internal_error",
+    )

@@ -1,0 +1,258 @@
+"""The run's side of the gateway: each request of the program, checked by the guard, on its way to the channel."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from flame.model.errors import FlameError, NotFound
+from flame.model.manifest import Manifest
+from flame.node.gateway.port import Cancelled
+from flame.node.release import Channel, Item
+from flame.node.release.payload import Label
+from flame.wire.gateway import VERSION, Fail, Message, Participant, Table, Welcome
+from flame.wire.values import Buffer, decode, encode, named_arrays
+
+if TYPE_CHECKING:
+    from flame.node.egress.guard import Guard
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A source as it was frozen at the start of the run."""
+
+    rows: int
+    columns: tuple[str, ...]
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where the run's words go that are not messages."""
+
+    log: Callable[[str, str], None]
+    """Level and the line that may leave."""
+    keep: Callable[[str], None]
+    """Text that stays at the node."""
+    progress: Callable[[int], None]
+    submitted: Callable[[str, str, bytes, bool], None]
+    """Name, media type, content, and whether it waits for a steward. This one blocks until it is durable."""
+    finished: Callable[[], None]
+    failed: Callable[[str, str], None]
+    """Reason and code, in words that may leave."""
+
+
+def _noting(method: Callable[Concatenate[Side, P], T]) -> Callable[Concatenate[Side, P], T]:
+    """Remember what the node refused last: its own words may leave when the program dies of them."""
+
+    def noted(self: Side, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except FlameError as error:
+            self.last_error = error
+            raise
+
+    return noted
+
+
+class Side:
+    """Implements ``RunSide`` for one start of the program; a restarted program gets a new one and counts from the beginning."""
+
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        run: str,
+        node: str,
+        parameters: Mapping[str, Any],
+        channel: Channel,
+        guard: Guard,
+        snapshots: Mapping[str, Snapshot],
+        outlets: Outlets,
+    ) -> None:
+        self._manifest, self._run, self._node = manifest, run, node
+        self._parameters = dict(parameters)
+        self._channel, self._guard = channel, guard
+        self._snapshots, self._outlets = snapshots, outlets
+        self._ordinals: Tally[str] = Tally()
+        self._taken: set[int] = set()
+        self._lock = threading.Lock()
+        self.last_error: FlameError | None = None
+        """The node's last refusal: when the program dies of it, these are the words that may leave."""
+
+    def welcome(self) -> Welcome:
+        own = self._manifest.participant(self._node)
+        assert own is not None
+        return Welcome(
+            version=VERSION,
+            analysis=self._manifest.analysis,
+            project=self._manifest.project,
+            run=self._run,
+            node=self._node,
+            role=own.role,
+            participants=[Participant(p.node, p.role) for p in self._manifest.participants],
+            parameters=self._parameters,
+            sources=sorted(self._snapshots),
+        )
+
+    @_noting
+    def table(self, source: str) -> tuple[Table, Sequence[Buffer]]:
+        snapshot = self._snapshots.get(source)
+        if snapshot is None:
+            known = ", ".join(sorted(self._snapshots)) or "none"
+            raise NotFound(
+                f"This run has no data source '{source[:64]}' (it has: {known}).",
+                next_step="Name it under [[data]] in flame.toml.",
+            )
+        return Table(source, snapshot.rows, list(snapshot.columns)), [snapshot.read()]
+
+    @_noting
+    def contribute(self, name: str, round: int, body: bytearray) -> None:
+        self._guard.check_sum(name, round, body)
+        self._channel.send(f"sum/{name}/{round}", "sum", round, Label(name), [self._manifest.aggregator.node], body)
+
+    @_noting
+    def total(self, name: str, round: int, cancelled: Cancelled) -> tuple[int, Sequence[Buffer]]:
+        """Adds in the order of node ids, whatever the order of arrival: the same bits after a restart."""
+        from flame.privacy.sums import ClearSum
+
+        cancelled.when_set(self._channel.wake)
+        total = ClearSum()
+        for participant in self._manifest.data_nodes:
+            item = self._await(
+                self._part(participant.node, name, round),
+                None,
+                cancelled,
+                f"{participant.name}'s part of the sum '{name}', round {round}",
+            )
+            assert item is not None
+            _, body = self._channel.body(item)
+            total.add(participant.name, dict(named_arrays(decode(body))))
+            del body
+        return len(self._manifest.data_nodes), encode(total.result())
+
+    @_noting
+    def send(self, to: Sequence[str], category: str, body: bytearray) -> str:
+        recipients = sorted(set(to))
+        with self._lock:
+            where = f"msg/{category}/{','.join(recipients)}"
+            key = f"{where}/{self._ordinals[where]}"
+            self._ordinals[where] += 1
+        self._guard.check_object(category, body)
+        return self._channel.send(key, "message", 0, Label(category), recipients, body).hex()
+
+    @_noting
+    def receive(
+        self, category: str, senders: Sequence[str], timeout: float | None, cancelled: Cancelled
+    ) -> tuple[Message, Sequence[Buffer]] | None:
+        cancelled.when_set(self._channel.wake)
+        wanted_senders = frozenset(senders)
+        item = self._await(
+            lambda it: (
+                it.type == "message"
+                and (not wanted_senders or it.sender in wanted_senders)
+                and self._channel.label(it).name == category
+            ),
+            timeout,
+            cancelled,
+            f"a message of the category '{category}'",
+            take=True,
+        )
+        if item is None:
+            return None
+        _, body = self._channel.body(item)
+        return Message(item.msg_id.hex(), item.sender, category), [body]
+
+    def log(self, level: str, template: str, values: Mapping[str, str]) -> None:
+        line = self._guard.check_log(level, template)
+        self._outlets.keep(f"[{level}] {_filled(template, values)}")
+        if line is not None:
+            self._outlets.log(level, line)
+
+    def progress(self, percent: int) -> None:
+        step = self._guard.check_progress(percent)
+        if step is not None:
+            self._outlets.progress(step)
+
+    @_noting
+    def submit(self, name: str, media_type: str, body: bytearray) -> None:
+        verdict = self._guard.check_final(name, body)
+        self._outlets.submitted(name, media_type, bytes(body), verdict.hold)
+
+    def finish(self) -> None:
+        self._outlets.finished()
+
+    def fail(self, failure: Fail) -> None:
+        self._outlets.keep(failure.text)
+        said = self._guard.check_failure(failure)
+        known = self.last_error
+        if known is not None and failure.code == known.code:
+            self._outlets.failed(str(known), known.code)  # the node's own words: nothing of the program's
+        else:
+            self._outlets.failed(_in_words(said or {}), str((said or {}).get("code") or "program_failed"))
+
+    def max_body(self) -> int:
+        return self._guard.max_body
+
+    def _part(self, node: str, name: str, round: int) -> Callable[[Item], bool]:
+        """The item that is this node's part of a sum; a large one is fetched for its name only when it can be the one."""
+        return lambda item: (
+            item.sender == node
+            and item.type == "sum"
+            and item.round == round
+            and self._channel.label(item).name == name
+        )
+
+    def _await(
+        self,
+        wanted: Callable[[Item], bool],
+        timeout: float | None,
+        cancelled: Cancelled,
+        explain: str,
+        *,
+        take: bool = False,
+    ) -> Item | None:
+        def free(item: Item) -> bool:
+            if take and item.id in self._taken:
+                return False
+            if not wanted(item):
+                return False
+            if take:
+                with self._lock:
+                    if item.id in self._taken:
+                        return False
+                    self._taken.add(item.id)
+            return True
+
+        return self._channel.wait_for(free, timeout, cancelled, explain=explain)
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", value)
+    return template
+
+
+def _in_words(said: Mapping[str, Any]) -> str:
+    frames = said.get("frames") or []
+    where = f" in {frames[-1][0]}, line {frames[-1][1]}" if frames else ""
+    return (
+        f"The program ended with {said.get('type', 'an error')}{where}; the hospital's steward can read the full text."
+    )
+
+
+def explain(error: BaseException) -> str:
+    """An error of the platform in the words that may leave the node."""
+    if isinstance(error, FlameError):
+        return str(error)
+    return f"An unexpected {type(error).__name__} at the node; its log says more."
+
+
+__all__ = ["Outlets", "Side", "Snapshot", "explain"]

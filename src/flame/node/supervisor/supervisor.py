@@ -1,0 +1,285 @@
+"""All runs of a node: what the hub shows, which orders are new, which runs are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from typing import Any
+
+from flame.model import run as life
+from flame.model.errors import FlameError, NotFound, Refused, Unavailable
+from flame.model.run import Run, RunState
+from flame.node.context import Context, log
+from flame.node.supervisor.active import ActiveRun, Order, report, upload_released
+from flame.node.supervisor.decisions import Decisions
+from flame.node.supervisor.events import Events
+from flame.protocol.control import Changed, Deliver
+
+MAX_EARLY = 4096
+
+
+class Supervisor:
+    def __init__(self, context: Context, decisions: Decisions, events: Events, join_seconds: float) -> None:
+        self._context, self._decisions, self._events = context, decisions, events
+        self._join_seconds = join_seconds
+        self.active: dict[str, ActiveRun] = {}
+        self._early: dict[str, list[Deliver]] = {}
+        self._look_again: asyncio.Queue[str] = asyncio.Queue()
+        self._drives: set[asyncio.Task[None]] = set()
+
+    async def resume(self) -> None:
+        """After a start of the node: runs that had not ended go on, from their frozen data and their mailbox."""
+        for row in await self._context.journal.read(_unfinished):
+            order, state = _order(row), Run(row["id"], RunState(row["state"]), row["reason"], row["code"])
+            self._begin(order, state, resumed=True)
+
+    async def work(self) -> None:
+        """Look again at analyses that changed, one after the other, until cancelled."""
+        while True:
+            analysis = await self._look_again.get()
+            try:
+                await self._look(analysis)
+            except Unavailable:
+                await asyncio.sleep(0.2)  # the next Welcome looks at everything again
+            except FlameError as error:
+                log.warning("analysis %s: %s", analysis, error)
+            except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node's work
+                log.exception("analysis %s", analysis)
+
+    # --- from the link ----------------------------------------------------------------------------------------------
+
+    async def connected(self) -> None:
+        """After each Welcome: everything that may have changed meanwhile."""
+        self._events.kick()
+        self._decisions.kick()
+        await self._report_again()
+        offset = 0
+        while True:
+            answer = await self._context.link.request(
+                "GET",
+                f"/core/analysis-nodes?filter[nodeId]={self._context.node}&page[limit]=50&page[offset]={offset}&sort=-updatedAt",
+            )
+            for row in answer["data"]:
+                if row.get("executionStatus") not in ("executed", "failed", "stopped"):
+                    self._look_again.put_nowait(str(row["analysisId"]))
+            offset += len(answer["data"])
+            if not answer["data"] or offset >= int(answer["meta"]["total"]):
+                break
+
+    async def changed(self, frame: Changed) -> None:
+        if frame.what in ("analysis", "run"):
+            self._look_again.put_nowait(frame.id)
+
+    async def deliver(self, frame: Deliver) -> None:
+        run = frame.run.hex()
+        if run in self.active:
+            self.active[run].deliver(frame)
+        elif await self._has_ended(run):
+            await self._context.link.ack(frame.seq)
+        elif sum(map(len, self._early.values())) < MAX_EARLY:
+            self._early.setdefault(run, []).append(frame)
+        # else: not acknowledged; the hub delivers it again at the next connection
+
+    # --- from the steward -------------------------------------------------------------------------------------------
+
+    async def decided(self, analysis: str) -> None:
+        self._look_again.put_nowait(analysis)
+
+    async def stop(self, run: str, by: str) -> None:
+        active = self.active.get(run)
+        if active is None:
+            raise NotFound(f"No run {run} is under way here.", next_step="See `flame node runs`.")
+        active.feed(life.StopAsked(by))
+
+    async def runs(self) -> list[dict[str, Any]]:
+        rows = await self._context.journal.read(
+            lambda c: _dicts(
+                c, "SELECT id, analysis, state, reason, code, created, ended FROM runs ORDER BY created DESC LIMIT 200"
+            )
+        )
+        for row in rows:
+            active = self.active.get(row["id"])
+            row["progress"] = active.progress if active else 100 if row["state"] == "ended" else 0
+        return rows
+
+    async def run(self, id_: str) -> dict[str, Any]:
+        rows = await self._context.journal.read(
+            lambda c: _dicts(c, "SELECT id, analysis, state, reason, code, created, ended FROM runs WHERE id = ?", id_)
+        )
+        if not rows:
+            raise NotFound(f"This node knows no run {id_}.", next_step="See `flame node runs`.")
+        released = await self._context.journal.read(
+            lambda c: _dicts(c, "SELECT kind, name, round, bytes FROM releases WHERE run = ?", id_)
+        )
+        return {**rows[0], "releases": released}
+
+    async def output(self, id_: str) -> str:
+        from flame.node.supervisor.preparation import RunFolder
+
+        await self.run(id_)
+        path = RunFolder(self._context.layout.runs / id_).output
+        return path.read_text("utf-8", errors="replace") if path.exists() else ""
+
+    async def releases(self) -> list[dict[str, Any]]:
+        return await self._context.journal.read(
+            lambda c: _dicts(
+                c,
+                "SELECT r.run || '-' || r.ordinal AS id, r.run, r.ordinal, r.name, r.bytes, r.state, u.analysis FROM results r JOIN runs u ON u.id = r.run ORDER BY u.created DESC",
+            )
+        )
+
+    async def release(self, id_: str, decision: str, steward: str) -> dict[str, Any]:
+        """The airlock's simplest form: a held result is released, or rejected."""
+        rows = [row for row in await self.releases() if row["id"] == id_]
+        if not rows:
+            raise NotFound(f"Nothing waits here under {id_}.", next_step="See `flame node releases`.")
+        row = rows[0]
+        if row["state"] != "held":
+            raise Refused(f"This result is {row['state']} already.")
+        state = "released" if decision == "released" else "rejected"
+        await self._context.journal.execute(
+            "UPDATE results SET state = ?, decided_by = ? WHERE run = ? AND ordinal = ? AND state = 'held'",
+            state,
+            steward,
+            row["run"],
+            row["ordinal"],
+        )
+        await self._events.add("release", row["run"], decision=state, ordinal=row["ordinal"])
+        if state == "released":
+            await upload_released(self._context, row["run"], row["analysis"])
+        return {**row, "state": state}
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    async def _look(self, analysis: str) -> None:
+        link = self._context.link
+        answer = (await link.request("GET", f"/core/analyses/{analysis}/manifest"))["data"]
+        if not answer.get("manifest"):
+            await self._decisions.manifest_withdrawn(analysis)
+            return
+        content = str(answer["manifest"]).encode()
+        from flame.node.supervisor.verification import read_manifest
+
+        manifest = read_manifest(content)
+        if manifest.analysis != analysis:
+            raise Refused("The hub shows the manifest of another analysis.")
+        signature = str(answer["signature"]) if answer.get("signature") else None
+        await self._decisions.take_manifest(analysis, manifest.project, manifest.title, content, signature)
+        for row in (await link.request("GET", f"/core/analyses/{analysis}/runs"))["data"]:
+            await self._consider(analysis, content, signature, row)
+
+    async def _consider(self, analysis: str, manifest: bytes, signature: str | None, row: dict[str, Any]) -> None:
+        from flame.crypto.canonical import digest
+
+        order_text = str(row["order"]).encode()
+        run = digest(order_text).hex()
+        if row.get("stop") and run in self.active:
+            self.active[run].feed(life.StopAsked("the researcher"))
+            return
+        if run in self.active or await self._known(run):
+            return
+        if not self._context.policy.autostart:
+            log.info("run %s waits for `flame node start`", run[:12])
+            return
+        order = Order(
+            run,
+            analysis,
+            manifest,
+            bytes.fromhex(signature) if signature else None,
+            order_text,
+            bytes.fromhex(row["signature"]) if row.get("signature") else None,
+        )
+        await self._context.journal.write(lambda c: _insert(c, order))
+        self._begin(order, Run(run), resumed=False)
+
+    def _begin(self, order: Order, state: Run, *, resumed: bool) -> None:
+        active = ActiveRun(self._context, self._decisions, self._events, order, state, self._join_seconds)
+        self.active[order.id] = active
+        task = asyncio.create_task(self._drive(active, resumed=resumed))
+        self._drives.add(task)
+        task.add_done_callback(self._drives.discard)
+        for frame in self._early.pop(order.id, []):
+            active.deliver(frame)
+
+    async def _drive(self, active: ActiveRun, *, resumed: bool) -> None:
+        try:
+            await active.drive(resumed=resumed)
+        except Exception:  # noqa: BLE001 - the node goes on; this run is picked up again at its next start
+            log.exception("run %s", active.order.id[:12])
+        finally:
+            self.active.pop(active.order.id, None)
+
+    async def shut_down(self) -> None:
+        """The node ends; its sandboxes end with it. Runs stay as they are and go on at the next start."""
+        for active in list(self.active.values()):
+            await active.abandon()
+        for task in list(self._drives):
+            task.cancel()
+
+    async def _report_again(self) -> None:
+        for row in await self._context.journal.read(_unreported):
+            if row["id"] in self.active:
+                continue
+            state = Run(row["id"], RunState(row["state"]), row["reason"], row["code"])
+            try:
+                await report(self._context, _order(row), state, 0)
+                if state.state is RunState.ENDED:
+                    await upload_released(self._context, row["id"], row["analysis"])
+            except FlameError as error:
+                log.warning("run %s: %s", row["id"][:12], error)
+
+    async def _known(self, run: str) -> bool:
+        return bool(
+            await self._context.journal.read(lambda c: c.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone())
+        )
+
+    async def _has_ended(self, run: str) -> bool:
+        row = await self._context.journal.read(
+            lambda c: c.execute("SELECT state FROM runs WHERE id = ?", (run,)).fetchone()
+        )
+        return row is not None and RunState(row[0]).is_terminal
+
+
+def _insert(connection: sqlite3.Connection, order: Order) -> None:
+    kept = {
+        "manifest_signature": order.manifest_signature.hex() if order.manifest_signature else None,
+        "order": order.order.decode(),
+        "order_signature": order.order_signature.hex() if order.order_signature else None,
+    }
+    connection.execute(
+        "INSERT OR IGNORE INTO runs(id, analysis, manifest, start_order, state, created) VALUES(?, ?, ?, ?, ?, ?)",
+        (order.id, order.analysis, order.manifest, json.dumps(kept).encode(), RunState.QUEUED.value, time.time()),
+    )
+
+
+def _order(row: dict[str, Any]) -> Order:
+    kept = json.loads(row["start_order"])
+    return Order(
+        row["id"],
+        row["analysis"],
+        bytes(row["manifest"]),
+        bytes.fromhex(kept["manifest_signature"]) if kept["manifest_signature"] else None,
+        kept["order"].encode(),
+        bytes.fromhex(kept["order_signature"]) if kept["order_signature"] else None,
+    )
+
+
+_ENDED = "('ended', 'stopped', 'refused', 'failed')"
+_UNFINISHED = f"SELECT * FROM runs WHERE state NOT IN {_ENDED} ORDER BY created"  # noqa: S608 - a constant
+_UNREPORTED = f"SELECT * FROM runs WHERE state IN {_ENDED} AND reported != state"  # noqa: S608 - a constant
+
+
+def _unfinished(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    return _dicts(connection, _UNFINISHED)
+
+
+def _unreported(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    return _dicts(connection, _UNREPORTED)
+
+
+def _dicts(connection: sqlite3.Connection, sql: str, *values: Any) -> list[dict[str, Any]]:
+    cursor = connection.execute(sql, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -1,0 +1,197 @@
+"""Whether a start order may start: pure checks over documents, pins and approvals. Default deny.
+
+Each refusal names what is wrong, and what the steward, the researcher or the administrator can do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from flame.crypto.canonical import digest, parse_canonical
+from flame.crypto.keys import PublicKey
+from flame.crypto.signatures import verify_approval, verify_manifest, verify_start_order
+from flame.model.errors import (
+    BadSignature,
+    DoesNotMatchApproval,
+    Expired,
+    Malformed,
+    NotApproved,
+    NotConfirmed,
+    Refused,
+)
+from flame.model.manifest import Manifest
+from flame.protocol.documents import Approval, StartOrder
+from flame.protocol.freeze import parse_time
+
+TOLERANCE = timedelta(minutes=5)
+MAX_MANIFEST = 4 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A key that a steward of this hospital has confirmed from a source that is not the hub."""
+
+    fingerprint: str
+    kind: str
+    """``node``, ``researcher`` or ``result``."""
+    name: str
+    public: str
+    """A node or researcher: hex of the PEM text. A result key: hex of its 1216 bytes. Empty until it has been seen."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a node knows when an order comes."""
+
+    node: str
+    own_key: PublicKey
+    now: datetime
+    members: Mapping[str, Member]
+    approval: bytes | None
+    """The live signed approval of this manifest by this node, as stored."""
+    approval_signature: bytes
+    unsigned_confirmed: bool
+    """A steward has confirmed that only the hub says who asks."""
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """A manifest from the bytes that were signed. Raises Malformed."""
+    return Manifest.from_document(parse_canonical(content, max_bytes=MAX_MANIFEST))
+
+
+def verify_participants(manifest: Manifest, situation: Situation) -> None:
+    """This node takes part under its own key, and every other participant's key is confirmed here."""
+    own = manifest.participant(situation.node)
+    if own is None:
+        raise Refused("This node is not a participant of the manifest.")
+    if own.member != situation.own_key.fingerprint.hex():
+        raise DoesNotMatchApproval("The manifest names another key for this node than its own.")
+    for participant in manifest.participants:
+        if participant.node != situation.node:
+            _confirmed(situation, participant.member, "node", participant.name)
+
+
+def verify_recipients(manifest: Manifest, situation: Situation) -> None:
+    """A recipient's key must be confirmed in any case."""
+    if not manifest.recipients:
+        raise Refused(
+            "Nobody could open the result: the manifest names no recipient.", next_step="Name one in flame.toml."
+        )
+    for recipient in manifest.recipients:
+        _confirmed(situation, recipient.result_key, "result", recipient.name)
+
+
+def verify_signature(manifest: Manifest, content: bytes, signature: bytes | None, situation: Situation) -> None:
+    """The researcher's signature on the manifest, by a key confirmed here; or a steward's confirmation without one."""
+    if signature is None:
+        if situation.unsigned_confirmed:
+            return
+        raise BadSignature(
+            "The manifest is not signed: only the hub says who asks for this.",
+            next_step="The researcher signs it with `flame sign`; or a steward confirms it when approving.",
+        )
+    member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
+    verify_manifest(_key(member), signature, digest(content))
+
+
+def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approval:
+    """The node's own signed, live approval of exactly this digest."""
+    if situation.approval is None:
+        raise NotApproved(
+            "No steward of this hospital has approved this manifest.",
+            next_step="Look at it with `flame node show ANALYSIS` and decide with `flame node approve ANALYSIS`.",
+        )
+    approval: Approval = Approval.decode(situation.approval)
+    verify_approval(situation.own_key, situation.approval_signature, parse_canonical(situation.approval))
+    if approval.manifest != manifest_digest.hex() or approval.subject != "analysis" or approval.node != situation.node:
+        raise DoesNotMatchApproval(
+            "What was approved here has another digest: something was changed after the approval.",
+            next_step="Compare with `flame node show ANALYSIS`, then approve anew or reject.",
+        )
+    if approval.decision != "approved":
+        raise NotApproved("A steward of this hospital has rejected this manifest.")
+    if parse_time(approval.expires) < situation.now:
+        raise Expired("This hospital's approval has expired.", next_step="A steward may approve it again.")
+    return approval
+
+
+def verify_order(
+    manifest: Manifest, manifest_digest: bytes, order: bytes, signature: bytes | None, situation: Situation
+) -> StartOrder:
+    """The signed start order, its time, its number, its participants and its parameter values."""
+    parsed: StartOrder = StartOrder.decode(order)
+    if parsed.manifest != manifest_digest.hex():
+        raise DoesNotMatchApproval("The start order is for another manifest.")
+    if signature is not None:
+        member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
+        verify_start_order(_key(member), signature, digest(order))
+    elif not situation.unsigned_confirmed:
+        raise BadSignature("The start order is not signed by the researcher.", next_step="Start it with `flame start`.")
+    _verify_times(manifest, parsed, situation.now)
+    if parsed.participants != [p.node for p in manifest.participants]:
+        raise DoesNotMatchApproval("The start order names other participants than the manifest.")
+    if not 1 <= parsed.number <= manifest.runs_max:
+        raise Refused(f"The start order has the number {parsed.number}; the manifest allows 1 to {manifest.runs_max}.")
+    resolve_parameters(manifest, parsed.parameters)
+    return parsed
+
+
+def resolve_parameters(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each parameter's value: the given one if it is among the approved options, else the default. Raises Refused."""
+    known = {p.name: p for p in manifest.parameters}
+    if unknown := sorted(set(given) - set(known)):
+        raise Refused(f"The start order sets '{unknown[0]}', which is no parameter of the manifest.")
+    values: dict[str, Any] = {}
+    for name, parameter in known.items():
+        value = given.get(name, parameter.default)
+        if value != parameter.default and value not in parameter.options:
+            raise Refused(
+                f"The parameter '{name}' has a value that was not approved.",
+                next_step="Use one of the approved options.",
+            )
+        values[name] = value
+    return values
+
+
+def check_number(known_run: str | None, run: str) -> None:
+    """A run number counts once for a manifest."""
+    from flame.model.errors import Replayed
+
+    if known_run is not None and known_run != run:
+        raise Replayed("A run with this number has been ordered before with other content; a number counts once.")
+
+
+def _verify_times(manifest: Manifest, order: StartOrder, now: datetime) -> None:
+    if parse_time(manifest.expires) < now:
+        raise Expired("The manifest has expired.", next_step="Submit the analysis again.")
+    if parse_time(order.expires) + TOLERANCE < now:
+        raise Expired("The start order has expired.", next_step="Start it again with `flame start`.")
+    if parse_time(order.created) > now + TOLERANCE:
+        raise Expired(
+            "The start order comes from the future.", next_step="Check the clocks of the node and of the researcher."
+        )
+
+
+def _confirmed(situation: Situation, fingerprint: str, kind: str, name: str) -> Member:
+    member = situation.members.get(fingerprint)
+    if member is None or member.kind != kind:
+        raise NotConfirmed(
+            f"The key of {name} ({fingerprint[:16]}…) is not confirmed here.",
+            next_step=f"Compare it by telephone or letter, then `flame node confirm {fingerprint} --kind {kind}`.",
+            fingerprint=fingerprint,
+        )
+    return member
+
+
+def _key(member: Member) -> PublicKey:
+    if not member.public:
+        raise NotConfirmed(
+            f"The key of {member.name} has not been seen yet.", next_step="Wait until the hub can be reached."
+        )
+    key = PublicKey.from_hex_pem(member.public)
+    if key.fingerprint.hex() != member.fingerprint:
+        raise Malformed(f"The stored key of {member.name} does not fit its fingerprint.")
+    return key

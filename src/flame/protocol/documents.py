@@ -1,0 +1,112 @@
+"""The signed documents beside the manifest: start orders, approvals, project proposals, enrolment, log events.
+
+Each has one canonical form (RFC 8785); what is signed is its SHA-256 under a prefix of its own (``flame.crypto.signatures``).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from flame.crypto.canonical import canonical, digest, parse_canonical
+from flame.model.errors import Malformed
+
+RUN_ID_BYTES = 32
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    def encoded(self) -> bytes:
+        """Its canonical bytes: what is stored, sent and hashed."""
+        return canonical(msgspec.to_builtins(self))
+
+    @property
+    def digest(self) -> bytes:
+        return digest(self.encoded())
+
+    @classmethod
+    def decode(cls, data: bytes) -> Any:
+        """Read canonical bytes strictly. Raises Malformed."""
+        try:
+            return msgspec.convert(parse_canonical(data), cls, strict=True)
+        except msgspec.ValidationError as error:
+            raise Malformed(f"A {cls.__name__} cannot be read: {error}") from None
+
+
+class StartOrder(_Document, frozen=True):
+    """The researcher's order to run an approved manifest once. ``SHA-256`` of it is the run's id."""
+
+    manifest: str
+    """Digest, hex."""
+    number: int
+    parameters: dict[str, Any]
+    participants: list[str]
+    """Node ids, sorted."""
+    created: str
+    expires: str
+    version: int = 1
+
+
+class By(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["steward", "policy"]
+    name: str
+
+
+class Approval(_Document, frozen=True):
+    """A hospital's decision about one manifest or one project proposal."""
+
+    subject: Literal["analysis", "project"]
+    manifest: str
+    """Digest (hex) of the manifest or of the proposal."""
+    node: str
+    decision: Literal["approved", "rejected"]
+    conditions: dict[str, Any]
+    comment_sha256: str
+    time: str
+    expires: str
+    by: list[By]
+    version: int = 1
+
+
+class Proposal(_Document, frozen=True):
+    """What a project asks of the hospitals."""
+
+    project: str
+    name: str
+    description: str
+    creator: str
+    version: int = 1
+
+
+class Event(_Document, frozen=True):
+    """One fact for the transparency log. Hashes and identifiers only; nothing about a patient."""
+
+    type: str
+    """enrolment, confirmation, submission, approval, refusal, build, start, run-started, round, release, run-ended, ..."""
+    signer: str
+    """Fingerprint (hex) of the key that signs it."""
+    subject: str
+    """What it is about: an id of an analysis, a run, a node."""
+    time: str
+    facts: dict[str, Any]
+    nonce: str
+    """32 hex digits; makes a repeat of the same event recognisable as the same."""
+    version: int = 1
+
+
+class SignedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    event: str
+    """The event's canonical text."""
+    signature: str
+    """Hex."""
+
+    def leaf(self) -> bytes:
+        """The log's leaf: canonical bytes of both."""
+        return canonical({"event": self.event, "signature": self.signature})
+
+
+def stamp(moment: datetime) -> str:
+    from flame.protocol.freeze import format_time
+
+    return format_time(moment)
