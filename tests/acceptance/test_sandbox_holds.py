@@ -152,6 +152,22 @@ finish()
     assert "40 1" in result["refused"], "vsock was tried"
 
 
+def test_no_module_of_another_protocol_is_loaded(run: Run) -> None:
+    done = attack(
+        run,
+        """
+for protocol in (1, 2, 33, 115, 132, 136, 262):
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            attempt(f"{family} {kind} {protocol}", socket.socket, family, kind, protocol)
+finish()
+""",
+    )
+    result = found(done)
+    assert result["worked"] == {}
+    assert set(result["refused"].values()) == {"EPROTONOSUPPORT"}
+
+
 def test_another_runs_socket_is_not_there(run: Run) -> None:
     done = attack(
         run,

@@ -148,8 +148,7 @@ class ProcessRun:
         return bytes(self._tail[-size:]) if size > 0 else b""
 
     def _end(self, reason: EndReason) -> None:
-        if self._reason is None or self._reason is EndReason.STOPPED:
-            self._reason = reason
+        self._reason = self._reason or reason
         if not self._ended.done():
             kill(self._handles.last_fd)
 

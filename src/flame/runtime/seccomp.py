@@ -43,6 +43,7 @@ _ARGUMENTS: Final = (16, 24, 32)
 _NEW_NAMESPACES: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 _TERMINAL_INPUT: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into the terminal of whoever started the node
 _X32: Final = 0x40000000
+_PROTOCOLS: Final = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 
 _SAME_EVERYWHERE: Final = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429,
@@ -131,11 +132,18 @@ def _for_call(number: int, body: Iterable[bytes]) -> Iterator[bytes]:
     yield from steps
 
 
-def _families(allowed: tuple[int, ...]) -> Iterator[bytes]:
-    yield _load(_ARGUMENTS[0])
-    for position, family in enumerate(allowed):
-        yield _step(_IF_EQUAL, family, len(allowed) - position, 0)
-    yield _refuse(errno.EAFNOSUPPORT)
+def _one_of(argument: int, allowed: tuple[int, ...], otherwise: int) -> Iterator[bytes]:
+    """Go on behind these steps if the argument is one of the values; refuse with this error number if not."""
+    yield _load(_ARGUMENTS[argument])
+    for position, value in enumerate(allowed):
+        yield _step(_IF_EQUAL, value, len(allowed) - position, 0)
+    yield _refuse(otherwise)
+
+
+def _sockets(families: tuple[int, ...]) -> Iterator[bytes]:
+    yield from _one_of(0, families, errno.EAFNOSUPPORT)
+    # asking for another protocol makes the kernel load its module: SCTP, DCCP and the like
+    yield from _one_of(2, _PROTOCOLS, errno.EPROTONOSUPPORT)
     yield _give(_ALLOW)
 
 
@@ -156,10 +164,7 @@ def _ioctl() -> Iterator[bytes]:
 
 def _personality() -> Iterator[bytes]:
     """Only the ordinary personality (0) or the question which it is (0xffffffff)."""
-    yield _load(_ARGUMENTS[0])
-    yield _step(_IF_EQUAL, 0, 2, 0)
-    yield _step(_IF_EQUAL, 0xFFFFFFFF, 1, 0)
-    yield _refuse(errno.EPERM)
+    yield from _one_of(0, (0, 0xFFFFFFFF), errno.EPERM)
     yield _give(_ALLOW)
 
 
@@ -184,8 +189,8 @@ def assemble(machine: Machine, *, internet: bool = True) -> bytes:
     # libc falls back to clone(2), whose flags can be read, when clone3 does not exist
     steps += _for_call(calls["clone3"], [_refuse(errno.ENOSYS)])
     steps += _for_call(calls["clone"], _clone())
-    steps += _for_call(calls["socket"], _families(tuple(int(family) for family in families)))
-    steps += _for_call(calls["socketpair"], _families((int(socket.AF_UNIX),)))
+    steps += _for_call(calls["socket"], _sockets(tuple(int(family) for family in families)))
+    steps += _for_call(calls["socketpair"], _sockets((int(socket.AF_UNIX),)))
     steps += _for_call(calls["ioctl"], _ioctl())
     steps += _for_call(calls["personality"], _personality())
     steps.append(_give(_ALLOW))

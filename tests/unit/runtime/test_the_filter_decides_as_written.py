@@ -75,6 +75,13 @@ def test_families_of_sockets(machine: Machine, internet: bool) -> None:
         assert decide(program, machine.audit, machine.calls["socketpair"], family) == pair
 
 
+def test_only_the_protocols_of_every_day(machine: Machine) -> None:
+    program = assemble(machine)
+    for protocol in range(300):
+        answer = decide(program, machine.audit, machine.calls["socket"], socket.AF_INET, socket.SOCK_STREAM, protocol)
+        assert answer == (ALLOW if protocol in (0, 6, 17) else refused(errno.EPROTONOSUPPORT)), protocol
+
+
 def test_threads_pass_and_namespaces_do_not(machine: Machine) -> None:
     program = assemble(machine)
     clone = machine.calls["clone"]
