@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def _aggregate(method: Method[Any, Any, Answer], federation: Federation) -> Answ
                 federation.send(hospitals, {"question": question}, QUESTION)
         result = method.result(state)
     except FlameError as error:
-        federation.send(hospitals, {"failed": error.code}, QUESTION)
+        with contextlib.suppress(FlameError):  # what went wrong first is what must be told
+            federation.send(hospitals, {"failed": error.code}, QUESTION)
         raise
     federation.send(hospitals, {"question": None}, QUESTION)
     return result

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from flame.model.errors import FlameError, Invalid, Malformed, NotFound, Refused, ReleaseRefused, RunFailed, Unavailable
+from flame.model import errors
+from flame.model.errors import FlameError, Invalid, Malformed, Refused, ReleaseRefused
 from flame.wire.values import Buffer
 
 VERSION = 1
@@ -280,7 +281,7 @@ def _send_all(stream: socket.socket, views: list[memoryview]) -> None:
 
 
 _BY_CODE: dict[str, type[FlameError]] = {
-    kind.code: kind for kind in (Invalid, Malformed, NotFound, Refused, ReleaseRefused, RunFailed, Unavailable)
+    kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlameError)
 }
 
 
