@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from unit.runtime.worlds import Run, runner
 
 WORLDS = ("process", "process-as-user", "unsandboxed")
