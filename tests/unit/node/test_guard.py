@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame.model.errors import Invalid, Malformed, NotAllowed, ReleaseRefused, RunFailed
@@ -66,6 +66,7 @@ def test_only_a_flat_summary_of_numbers_is_a_contribution(value):
         guard().check_sum("beta", 0, encode_bytes(value))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_value_are_refused_and_break_nothing(data):
     mine = guard()

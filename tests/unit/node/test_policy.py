@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame.model.errors import Invalid
@@ -65,6 +65,7 @@ def test_other_encodings_are_named(tmp_path):
         read_policy(tmp_path / "policy.toml")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_loosens_anything_by_accident(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("policy")

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame.model.errors import Invalid, Malformed, ReleaseRefused
@@ -132,6 +132,7 @@ def test_no_line_leaves_where_logs_are_not_declared():
         ReleaseBook([SUM]).charge_line(1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(-1, 6)), max_size=30))
 def test_whatever_is_asked_the_counts_never_exceed_the_declaration(asked):
     book = ReleaseBook([SUM])

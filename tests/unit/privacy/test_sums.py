@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,6 +19,7 @@ def summed(*summaries):
     return total.result()
 
 
+@settings(deadline=None)
 @given(st.lists(hnp.arrays("i8", 4, elements=st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=6))
 def test_integers_are_exact_or_refused(arrays):
     partial, fits = np.zeros(4, dtype=object), True
@@ -32,6 +33,7 @@ def test_integers_are_exact_or_refused(arrays):
             summed(*({"x": array} for array in arrays))
 
 
+@settings(deadline=None)
 @given(st.lists(hnp.arrays("u8", 3, elements=st.integers(0, 2**64 - 1)), min_size=1, max_size=4))
 def test_unsigned_integers_are_exact_or_refused(arrays):
     expected = sum(array.astype(object) for array in arrays)
@@ -42,6 +44,7 @@ def test_unsigned_integers_are_exact_or_refused(arrays):
             summed(*({"x": array} for array in arrays))
 
 
+@settings(deadline=None)
 @given(st.lists(hnp.arrays("f8", (2, 3), elements=st.floats(-1e100, 1e100)), min_size=1, max_size=6))
 def test_floats_are_added_one_after_the_other_in_the_order_given(arrays):
     expected = arrays[0].copy()

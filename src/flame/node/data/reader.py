@@ -11,6 +11,7 @@ import gc
 import hashlib
 import io
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ SMALL_CSV: Final = 16 << 20
 MAX_COLUMNS: Final = 4000
 MAX_CELLS: Final = 2_000_000_000
 
-_RAGGED = "Give every row as many fields as the header; put a field that holds the separator into double quotes."
+_ARROW_RAGGED: Final = re.compile(r"CSV parse error:(?: Row #(\d+):)? Expected (\d+) columns, got (\d+)")
+_RAGGED: Final = "Give every row as many fields as the header; put a field that holds the separator into double quotes."
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -210,21 +212,13 @@ def _csv_large(job: ReadJob, file: BinaryIO, separator: str) -> dict[str, Column
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    ragged: list[Any] = []
-
-    def on_ragged(row: Any) -> str:
-        ragged.append((row.number, row.actual_columns, row.expected_columns))
-        return "error"
-
     header = [name.strip() for name in next(csv.reader([_header_text(file)], delimiter=separator))]
     wanted = _wanted(job, header)
     try:
         table = arrow_csv.read_csv(
             file,
             read_options=arrow_csv.ReadOptions(column_names=header, block_size=8 << 20, use_threads=True),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=separator, newlines_in_values=True, invalid_row_handler=on_ragged
-            ),
+            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(header, pa.string()),
                 include_columns=wanted,
@@ -233,7 +227,7 @@ def _csv_large(job: ReadJob, file: BinaryIO, separator: str) -> dict[str, Column
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _arrow_refused(job, error, ragged) from None
+        raise _arrow_refused(job, error) from None
     if not table.num_rows:
         raise _no_rows(job)
     return {name: _typed_arrow_text(table.column(name)) for name in wanted}
@@ -243,12 +237,13 @@ def _header_text(file: BinaryIO) -> str:
     return file.readline(1 << 20).decode("utf-8").rstrip("\r\n")
 
 
-def _arrow_refused(job: ReadJob, error: Exception, ragged: Sequence[tuple[int | None, int, int]]) -> Invalid:
-    """PyArrow's own words quote the row, so none of them are repeated."""
-    if ragged:
-        number, actual, expected = ragged[0]
-        return _ragged(job, f"Row {number + 1}" if number else "A row", actual, expected)
-    if "UTF8" in str(error):
+def _arrow_refused(job: ReadJob, error: Exception) -> Invalid:
+    """PyArrow's own words quote the row, so nothing but their numbers is repeated."""
+    text = str(error)
+    if found := _ARROW_RAGGED.match(text):
+        row, expected, actual = found.groups()
+        return _ragged(job, f"Row {row}" if row else "A row", int(actual), int(expected))
+    if "UTF8" in text[:80]:
         return _not_text(job, None)
     return Invalid(f"{_source(job)} cannot be read as CSV.", next_step=_RAGGED)
 
