@@ -22,7 +22,7 @@ MAX_BODY: Final = 256 << 10
 PREFIX: Final = "/api"
 
 _LOOPBACK: Final = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?")
-_ACCOUNT: Final = "flame.account"
+_ACCOUNT: Final = web.RequestKey("account", Account)
 _log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -210,8 +210,7 @@ def _authenticated(accounts: Accounts) -> Any:
 
 
 def _account(request: web.Request) -> Account:
-    account: Account = request[_ACCOUNT]
-    return account
+    return request[_ACCOUNT]
 
 
 def _steward(request: web.Request, what: str) -> str:
