@@ -356,7 +356,7 @@ class _Starting:
         progress("start", "starting hub and nodes")
         hub = self._spawn(
             "hub",
-            ["-m", "flame.hub", "--dir", str(self._directory / "hub"), "--port", "0"],
+            ["-m", "flame.hub", str(self._directory / "hub"), "0"],
             self._hub_variables(record),
         )
         node_dirs = {name: self._directory / "nodes" / name for name in names}
