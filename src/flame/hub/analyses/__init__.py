@@ -1,0 +1,1 @@
+"""Analyses: their life cycle, manifest, approvals, start orders and logs."""

@@ -1,0 +1,227 @@
+"""``POST /core/analyses/:id/command``: the shell around the life cycle in `flame.model.analysis`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from flame.hub.analyses.manifest import MAX_AUTHOR_FILE, code_of, freeze_analysis
+from flame.hub.analyses.resources import ANALYSIS
+from flame.hub.analyses.tables import analyses, analysis_logs, analysis_nodes, manifests, runs
+from flame.hub.authorisation import Action, Actor, analysis_facts, demand
+from flame.hub.columns import new_id, now
+from flame.hub.nodes.tables import nodes
+from flame.hub.resources import Row, get_row, raw_row
+from flame.hub.state import HubState
+from flame.model.analysis import Command, Lifecycle, Status, advance
+from flame.protocol.freeze import AUTHOR_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command has led to: the analysis as shown, who is told, what goes on behind the answer."""
+
+    row: Row
+    participants: tuple[str, ...]
+    build: bool = False
+    distribute: bool = False
+    runs_stopped: tuple[str, ...] = ()
+
+
+def lifecycle(connection: Connection, row: Row) -> Lifecycle:
+    """The state that decides, of an analysis as shown."""
+    statement = (
+        select(nodes.c.type, func.count())
+        .join(analysis_nodes, analysis_nodes.c.node_id == nodes.c.id)
+        .where(analysis_nodes.c.analysis_id == row["id"])
+        .group_by(nodes.c.type)
+    )
+    count: dict[str, int] = {row[0]: row[1] for row in connection.execute(statement)}
+    return Lifecycle(
+        locked=row["configurationLocked"],
+        build=_status(row["buildStatus"]),
+        distribution=_status(row["distributionStatus"]),
+        execution=_status(row["executionStatus"]),
+        default_nodes=count.get("default", 0),
+        aggregator_nodes=count.get("aggregator", 0),
+        approved_nodes=row["nodesApproved"],
+        entrypoint=row["configurationEntrypointValid"],
+        image=row["configurationImageValid"],
+    )
+
+
+def _status(value: str | None) -> Status | None:
+    return Status(value) if value else None
+
+
+async def author_files(hub: HubState, analysis: str) -> dict[str, bytes]:
+    """The content of the program's ``flame.toml``, by its object's key: read before the lock's transaction."""
+    files = await hub.database.read(lambda c: code_of(c, analysis))
+    found: dict[str, bytes] = {}
+    for file in files:
+        if file.path == AUTHOR_FILE and file.size <= MAX_AUTHOR_FILE:
+            found[file.hash] = b"".join([piece async for piece in hub.objects.stream(f"files/{file.hash}")])
+    return found
+
+
+def execute(
+    hub: HubState, connection: Connection, actor: Actor, key: str, command: Command, files: dict[str, bytes]
+) -> Done:
+    """Carry out a command within a transaction. Raises what forbids it."""
+    raw_row(connection, actor, ANALYSIS, key)
+    facts = analysis_facts(connection, key)
+    demand(actor, Action.COMMAND, facts)
+    before = lifecycle(connection, get_row(connection, actor, ANALYSIS, key))
+    after = advance(before, command)
+    stopped: tuple[str, ...] = ()
+    if command is Command.CONFIGURATION_LOCK:
+        _lock(hub, connection, key, actor, files)
+    elif command is Command.CONFIGURATION_UNLOCK:
+        void_lock(hub, connection, key, actor)
+    elif command is Command.EXECUTION_STOP:
+        stopped = _stop(hub, connection, key, actor)
+    values = {
+        "build_status": after.build,
+        "distribution_status": after.distribution,
+        "execution_status": after.execution,
+    }
+    if command is not Command.CONFIGURATION_UNLOCK:
+        connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
+    if command is Command.BUILD_START:
+        log_line(connection, key, "info", "The build has started.")
+    row = get_row(connection, actor, ANALYSIS, key)
+    return Done(
+        row,
+        tuple(facts.nodes),
+        build=command is Command.BUILD_START,
+        distribute=command is Command.DISTRIBUTION_START,
+        runs_stopped=stopped,
+    )
+
+
+def _lock(hub: HubState, connection: Connection, key: str, actor: Actor, files: dict[str, bytes]) -> None:
+    frozen = freeze_analysis(connection, key, files)
+    values = {
+        "configuration_locked": True,
+        "manifest_digest": frozen.digest,
+        "manifest_missing": json.dumps(frozen.missing),
+    }
+    if frozen.digest is not None and frozen.text is not None:
+        there = connection.execute(select(manifests.c.digest).where(manifests.c.digest == frozen.digest)).first()
+        if there is None:
+            connection.execute(
+                insert(manifests).values(digest=frozen.digest, analysis_id=key, document=frozen.text, created_at=now())
+            )
+        hub.log.tell(connection, "submission", key, {"manifest": frozen.digest, "by": actor.id})
+    connection.execute(update(analyses).where(analyses.c.id == key).values(**values))
+
+
+def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> None:
+    """Open the configuration again: manifest, approvals, build and distribution are void, and the log says so."""
+    row = connection.execute(select(analyses).where(analyses.c.id == key)).one()
+    values = {
+        "configuration_locked": False, "manifest_digest": None, "manifest_missing": None, "build_status": None,
+        "build_progress": None, "build_hash": None, "build_size": None, "distribution_status": None,
+        "distribution_progress": None, "execution_status": None, "execution_progress": None,
+    }  # fmt: skip
+    connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
+    nothing = {"approval_status": None, "approval_signed": False, "approval": None, "approval_signature": None}
+    nothing |= {"execution_status": None, "execution_progress": None}
+    connection.execute(
+        update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**nothing, updated_at=now())
+    )
+    hub.log.tell(connection, "unlock", key, {"manifest": row.manifest_digest or "", "by": actor.id})
+
+
+def _stop(hub: HubState, connection: Connection, key: str, actor: Actor) -> tuple[str, ...]:
+    live = (runs.c.analysis_id == key) & (runs.c.state == "ordered")
+    found = tuple(connection.execute(select(runs.c.id).where(live)).scalars())
+    connection.execute(update(runs).where(live).values(state="stopping"))
+    for run in found:
+        hub.log.tell(connection, "stop", run, {"analysis": key, "by": actor.id})
+    return found
+
+
+def log_line(
+    connection: Connection, analysis: str, level: str, message: str, node: str | None = None, labels: Any = None
+) -> dict[str, Any]:
+    """One line of an analysis' log, as shown."""
+    row = {
+        "id": new_id(), "analysis_id": analysis, "node_id": node, "time": now(), "level": level, "message": message,
+        "service": "hub-server-core", "channel": "http", "labels": json.dumps(labels or {"analysisId": analysis}),
+    }  # fmt: skip
+    connection.execute(insert(analysis_logs).values(**row))
+    return shown_line(row)
+
+
+def shown_line(row: Any) -> dict[str, Any]:
+    names = ("time", "message", "service", "channel", "level")
+    return {name: row[name] for name in names} | {"labels": json.loads(row["labels"])}
+
+
+def delete_analysis(hub: HubState, connection: Connection, actor: Actor, key: str) -> None:
+    connection.execute(delete(analyses).where(analyses.c.id == key))
+    hub.log.tell(connection, "administration", key, {"deleted": "analysis", "by": actor.id})
+
+
+# ------------------------------------------------------------------------------------------------ build, distribution
+
+
+async def build(hub: HubState, key: str, participants: tuple[str, ...]) -> None:
+    """The build behind ``buildStart``: every file of the program is there, whole, and named by one digest.
+
+    In the process sandbox the code is laid over the environment at the node, which checks each file against the
+    manifest; nothing is run here.
+    """
+    files = await hub.database.read(lambda c: code_of(c, key))
+    broken = [file.path for file in files if not await _is_whole(hub, file)]
+    total = hashlib.sha256(json.dumps([[f.path, f.sha256] for f in files]).encode()).hexdigest()
+
+    def store(connection: Connection) -> None:
+        starting = (analyses.c.id == key) & (analyses.c.build_status == Status.STARTING)
+        values: dict[str, Any] = {"build_status": Status.FAILED if broken else Status.EXECUTED, "updated_at": now()}
+        if not broken:
+            size = sum(file.size for file in files)
+            values |= {"build_progress": 100, "build_hash": f"sha256:{total}", "build_os": "linux", "build_size": size}
+        if connection.execute(update(analyses).where(starting).values(**values)).rowcount == 0:
+            return
+        text = f"The build failed: {broken[0]} is damaged." if broken else "The build has ended well."
+        log_line(connection, key, "error" if broken else "info", text)
+        hub.log.tell(connection, "build", key, {"code": total, "ok": not broken})
+
+    await hub.database.write(store)
+    hub.channels.changed(participants, "analysis", key)
+
+
+async def _is_whole(hub: HubState, file: Any) -> bool:
+    hashed = hashlib.sha256()
+    async for piece in hub.objects.stream(f"files/{file.hash}"):
+        hashed.update(piece)
+    return hashed.hexdigest() == file.sha256
+
+
+async def distribute(hub: HubState, key: str, participants: tuple[str, ...]) -> None:
+    """The distribution behind ``distributionStart``: nodes are told; each fetches the program itself."""
+
+    def store(connection: Connection) -> None:
+        starting = (analyses.c.id == key) & (analyses.c.distribution_status == Status.STARTING)
+        values = {"distribution_status": Status.EXECUTED, "distribution_progress": 100, "updated_at": now()}
+        connection.execute(update(analyses).where(starting).values(**values))
+
+    await hub.database.write(store)
+    hub.channels.changed(participants, "analysis", key)
+
+
+async def resume(hub: HubState) -> None:
+    """After a restart: finish what was starting."""
+    columns = select(analyses.c.id, analyses.c.build_status, analyses.c.distribution_status)
+    either = (analyses.c.build_status == Status.STARTING) | (analyses.c.distribution_status == Status.STARTING)
+    for row in await hub.database.read(lambda c: c.execute(columns.where(either)).all()):
+        if row.build_status == Status.STARTING:
+            await build(hub, row.id, ())
+        else:
+            await distribute(hub, row.id, ())

@@ -1,0 +1,128 @@
+"""The hub's application: what is put together, opened at the start, and closed at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from flame.crypto.keys import IdentityKey
+from flame.hub.analyses import commands
+from flame.hub.analyses.routes import ROUTES as ANALYSES
+from flame.hub.audit.log import AuditLog
+from flame.hub.audit.routes import ROUTES as AUDIT
+from flame.hub.identity.first_start import first_start
+from flame.hub.identity.routes import ROUTES as IDENTITY
+from flame.hub.identity.tokens import Tokens
+from flame.hub.nodes.routes import ROUTES as NODES
+from flame.hub.objects.routes import ROUTES as OBJECTS
+from flame.hub.problems import HANDLERS
+from flame.hub.projects.routes import ROUTES as PROJECTS
+from flame.hub.registry.routes import ROUTES as REGISTRY
+from flame.hub.relay.channels import Channels
+from flame.hub.relay.routes import ROUTES as RELAY
+from flame.hub.relay.runs import Runs
+from flame.hub.resources import answer
+from flame.hub.state import HubState
+from flame.model.errors import NotFound
+from flame.storage.engine import Database
+from flame.storage.mailbox import SqlMailbox
+from flame.storage.objects import LocalObjects
+
+if TYPE_CHECKING:
+    from flame.hub.settings import Settings
+
+
+async def root(request: Request) -> Response:
+    return answer({"version": version("flame-federated"), "timestamp": int(time.time() * 1000)})
+
+
+async def healthz(request: Request) -> Response:
+    return answer({"ok": True})
+
+
+ROUTES: list[BaseRoute] = [
+    *IDENTITY,
+    *NODES,
+    *PROJECTS,
+    *ANALYSES,
+    *REGISTRY,
+    *OBJECTS,
+    *RELAY,
+    *AUDIT,
+    *(Route(path, root, methods=["GET"]) for path in ("/", "/core/", "/storage/", "/messenger/", "/telemetry/")),
+    Route("/healthz", healthz, methods=["GET"]),
+]
+
+
+def open_hub(settings: Settings) -> tuple[HubState, str | None]:
+    """Open all that a hub holds below its directory; on the first start also the admin's generated password.
+
+    Raises Conflict for a directory of a newer release.
+    """
+    settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = _key(settings.dir / "keys" / "hub.pem")
+    database = Database(settings.dir / "hub.db", bytes_max=settings.storage_bytes_max)
+    database.open()
+    hub = HubState(
+        settings=settings,
+        database=database,
+        objects=LocalObjects(settings.dir / "objects", bytes_max=settings.storage_bytes_max),
+        mailbox=SqlMailbox(database),
+        key=key,
+        tokens=Tokens(key, settings.token_seconds, settings.refresh_seconds),
+        log=AuditLog(key),
+        channels=Channels(),
+        runs=Runs(database),
+    )
+    return hub, database.write_blocking(lambda c: first_start(c, hub.log, settings.admin_password))
+
+
+def _key(path: Path) -> IdentityKey:
+    try:
+        return IdentityKey.load(path)
+    except NotFound:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = IdentityKey.generate()
+        key.save(path)
+        return key
+
+
+def make_app(hub: HubState) -> Any:
+    """The ASGI application of an opened hub; closes it when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await commands.resume(hub)
+        try:
+            yield
+        finally:
+            hub.channels.close()
+            await hub.database.flush()
+            await hub.settle()
+            hub.database.close()
+
+    app = Starlette(routes=ROUTES, exception_handlers=HANDLERS, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    app.state.hub = hub
+    if hub.settings.record is None:
+        return app
+    from flame.hub.recorder import Recorder
+
+    return Recorder(app, hub.settings.record, lambda: hub)
+
+
+def write_place(path: Path, url: str, pid: int) -> None:
+    """``hub.json``: where the hub listens; there only while it does."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps({"url": url, "pid": pid}))
+    temporary.replace(path)

@@ -1,0 +1,426 @@
+"""Who may do what at the hub. Default deny; the only module that knows the rules.
+
+One rule, two forms: `may` judges one thing from facts about it; the predicates below say the same in SQL, for lists.
+A test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Literal
+
+from sqlalchemy import ColumnElement, Connection, and_, false, or_, select, true
+
+from flame.hub.analyses.tables import analyses, analysis_buckets, analysis_nodes
+from flame.hub.identity.tables import clients, realms, roles, user_keys, user_roles, users
+from flame.hub.nodes.tables import nodes
+from flame.hub.objects.tables import bucket_files, buckets
+from flame.hub.projects.tables import project_members, project_nodes, projects
+from flame.model.errors import NotAllowed
+
+ROLES: Final = {
+    "admin": "everything that concerns the hub itself: realms, people, nodes, images; no decision for a hospital",
+    "realm_admin": "people, nodes and projects of the own realm",
+    "researcher": "projects and analyses of one's own",
+    "steward": "decisions at the hub for the nodes of the own realm",
+    "node": "a node's client",
+    "auditor": "reading, for the projects that ask the own realm's nodes, and the log",
+}
+
+
+class Action(StrEnum):
+    READ = "read"
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+    COMMAND = "command"
+    SIGN = "sign"
+    DECIDE = "decide"
+    DECIDE_SIGNED = "decide with a signature"
+    REPORT = "report"
+    UPLOAD = "upload"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Yes, or no with the reason in words."""
+
+    allowed: bool
+    reason: str = ""
+    next_step: str = ""
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+YES: Final = Decision(True)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who is asking. `node` is set for a node's client, `analysis` for an analysis' client."""
+
+    kind: Literal["user", "client"]
+    id: str
+    name: str
+    realm: str
+    roles: frozenset[str] = frozenset()
+    node: str | None = None
+    analysis: str | None = None
+
+    def has(self, *names: str) -> bool:
+        return self.kind == "user" and not self.roles.isdisjoint(names)
+
+    @property
+    def is_admin(self) -> bool:
+        return self.has("admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """The hub itself: administration that belongs to no realm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Realm:
+    """Something that belongs to a realm: a person, a client, a node."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    id: str
+    realm: str
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: str
+    realm: str
+    creator: str | None
+    members: Mapping[str, str] = field(default_factory=dict)
+    """user id -> editor or reader"""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """node id -> realm, of the project's nodes"""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    id: str
+    project: Project
+    creator: str | None
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """node id -> realm"""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A node's place in a project or an analysis: what a hospital decides about."""
+
+    node: str
+    node_realm: str
+    creators: frozenset[str]
+    """Who asked: whoever created project and analysis."""
+    self_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket: of an analysis (with its type), or somebody's own."""
+
+    owner: str
+    realm: str
+    type: Literal["CODE", "RESULT", "TEMP"] | None = None
+    analysis: Analysis | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """node id -> default or aggregator, of the analysis' nodes"""
+
+
+Resource = Hub | Realm | Node | Project | Analysis | Membership | Bucket
+
+
+def may(actor: Actor, action: Action, resource: Resource) -> Decision:
+    """Whether `actor` may do `action` with `resource`; a no says why."""
+    match resource:
+        case Hub():
+            return _yes(actor.is_admin, "Only an administrator of the hub may do this.")
+        case Realm():
+            inside = actor.has("realm_admin") and actor.realm == resource.id
+            return _yes(actor.is_admin or inside, "Only an administrator of this realm may do this.")
+        case Node():
+            return _node(actor, action, resource)
+        case Project():
+            return _project(actor, action, resource)
+        case Analysis():
+            return _analysis(actor, action, resource)
+        case Membership():
+            return _membership(actor, action, resource)
+        case Bucket():
+            return _bucket(actor, action, resource)
+
+
+def demand(actor: Actor, action: Action, resource: Resource) -> None:
+    """Raises NotAllowed, with the reason, unless `may`."""
+    decision = may(actor, action, resource)
+    if not decision:
+        raise NotAllowed(decision.reason, next_step=decision.next_step)
+
+
+def _yes(condition: bool, otherwise: str, next_step: str = "") -> Decision:
+    return YES if condition else Decision(False, otherwise, next_step)
+
+
+def _node(actor: Actor, action: Action, node: Node) -> Decision:
+    if action is Action.READ:
+        visible = not node.hidden or node.realm == actor.realm or node.id == actor.node
+        return _yes(actor.is_admin or visible, "This node is not visible to you.")
+    return may(actor, action, Realm(node.realm))
+
+
+def _project(actor: Actor, action: Action, project: Project) -> Decision:
+    if action is Action.READ:
+        return _yes(_sees(actor, project), "This project is not visible to you.")
+    return _yes(_edits(actor, project), "Only the project's creator, its editors and administrators may do this.")
+
+
+def _sees(actor: Actor, project: Project) -> bool:
+    if actor.kind == "client":
+        return actor.node is not None and actor.node in project.asked
+    return (
+        actor.is_admin
+        or (actor.has("realm_admin") and actor.realm == project.realm)
+        or actor.id == project.creator
+        or actor.id in project.members
+        or (actor.has("steward", "auditor") and actor.realm in project.asked.values())
+    )
+
+
+def _edits(actor: Actor, project: Project) -> bool:
+    if actor.kind != "user":
+        return False
+    mine = actor.id == project.creator or project.members.get(actor.id) == "editor"
+    return mine or actor.is_admin or (actor.has("realm_admin") and actor.realm == project.realm)
+
+
+def _analysis(actor: Actor, action: Action, analysis: Analysis) -> Decision:
+    if action is Action.READ:
+        if actor.kind == "client":
+            seen = actor.analysis == analysis.id or (actor.node is not None and actor.node in analysis.nodes)
+        else:
+            seen = actor.id == analysis.creator or _sees(actor, analysis.project)
+        return _yes(seen, "This analysis is not visible to you.")
+    if action is Action.SIGN:
+        return _yes(actor.kind == "user" and actor.id == analysis.creator, "Only the analysis' creator signs for it.")
+    mine = actor.kind == "user" and actor.id == analysis.creator
+    return _yes(
+        mine or _edits(actor, analysis.project), "Only the analysis' creator and the project's editors may do this."
+    )
+
+
+def _membership(actor: Actor, action: Action, place: Membership) -> Decision:
+    own = actor.node is not None and actor.node == place.node
+    if action is Action.REPORT:
+        return _yes(own, "Only the node itself reports how its run goes on.")
+    if action is Action.DECIDE_SIGNED:
+        return _yes(own, "Only the node itself hands in a signed decision.")
+    if action is not Action.DECIDE:
+        return Decision(False, "This is not possible here.")
+    steward = actor.has("steward") and actor.realm == place.node_realm
+    if steward and actor.id in place.creators and not place.self_approval:
+        return Decision(False, "Who asks for an analysis does not approve it.", "Ask another steward of the hospital.")
+    return _yes(own or steward, "Only the node itself, or a steward of its realm, decides for it.")
+
+
+def _bucket(actor: Actor, action: Action, bucket: Bucket) -> Decision:
+    analysis = bucket.analysis
+    if analysis is None:
+        mine = actor.id == bucket.owner or may(actor, action, Realm(bucket.realm)).allowed
+        return _yes(mine, "This bucket is not yours.")
+    if actor.kind == "client":
+        return _bucket_for_node(actor, action, bucket)
+    if action is Action.READ:
+        if bucket.type == "CODE":
+            return _yes(may(actor, Action.READ, analysis).allowed, "This bucket is not visible to you.")
+        people = actor.id == analysis.creator or actor.id in analysis.project.members or _edits(actor, analysis.project)
+        return _yes(people, "Results are for the project's people.")
+    if bucket.type != "CODE":
+        return Decision(False, "Only nodes write here.")
+    return may(actor, Action.UPDATE, analysis)
+
+
+def _bucket_for_node(actor: Actor, action: Action, bucket: Bucket) -> Decision:
+    role = bucket.roles.get(actor.node or "")
+    if role is None:
+        return Decision(False, "This node does not take part in the analysis.")
+    if action is Action.READ:
+        return YES
+    if bucket.type == "RESULT":
+        return _yes(role == "aggregator", "Only the aggregator hands in results.")
+    return _yes(bucket.type == "TEMP", "Nodes do not change a program.")
+
+
+# ---------------------------------------------------------------------------------------------- the same rules in SQL
+
+
+def readable_realms(actor: Actor) -> ColumnElement[bool]:
+    return true() if actor.is_admin else realms.c.id == actor.realm
+
+
+def readable_users(actor: Actor) -> ColumnElement[bool]:
+    return true() if actor.is_admin else (users.c.realm_id == actor.realm if actor.kind == "user" else false())
+
+
+def readable_clients(actor: Actor) -> ColumnElement[bool]:
+    if actor.is_admin:
+        return true()
+    own = clients.c.id == actor.id
+    return or_(own, clients.c.realm_id == actor.realm) if actor.has("realm_admin") else own
+
+
+def readable_roles(actor: Actor) -> ColumnElement[bool]:
+    return roles.c.id.is_not(None)
+
+
+def readable_user_roles(actor: Actor) -> ColumnElement[bool]:
+    return user_roles.c.user_id.in_(select(users.c.id).where(readable_users(actor)))
+
+
+def readable_user_keys(actor: Actor) -> ColumnElement[bool]:
+    """Public keys: one's own, those of the own realm, and for a node those of whoever asks it."""
+    if actor.is_admin:
+        return true()
+    if actor.kind == "client":
+        asked = select(project_nodes.c.project_id).where(project_nodes.c.node_id == actor.node)
+        return user_keys.c.user_id.in_(select(projects.c.user_id).where(projects.c.id.in_(asked)))
+    return user_keys.c.user_id.in_(select(users.c.id).where(readable_users(actor)))
+
+
+def readable_nodes(actor: Actor) -> ColumnElement[bool]:
+    if actor.is_admin:
+        return true()
+    return or_(nodes.c.hidden.is_(False), nodes.c.realm_id == actor.realm, nodes.c.id == actor.node)
+
+
+def readable_projects(actor: Actor) -> ColumnElement[bool]:
+    if actor.is_admin:
+        return true()
+    if actor.kind == "client":
+        asked = select(project_nodes.c.project_id).where(project_nodes.c.node_id == actor.node)
+        return projects.c.id.in_(asked) if actor.node else false()
+    rules = [
+        projects.c.user_id == actor.id,
+        projects.c.id.in_(select(project_members.c.project_id).where(project_members.c.user_id == actor.id)),
+    ]
+    if actor.has("realm_admin"):
+        rules.append(projects.c.realm_id == actor.realm)
+    if actor.has("steward", "auditor"):
+        here = select(project_nodes.c.project_id).where(project_nodes.c.node_realm_id == actor.realm)
+        rules.append(projects.c.id.in_(here))
+    return or_(*rules)
+
+
+def readable_project_nodes(actor: Actor) -> ColumnElement[bool]:
+    return project_nodes.c.project_id.in_(select(projects.c.id).where(readable_projects(actor)))
+
+
+def readable_analyses(actor: Actor) -> ColumnElement[bool]:
+    if actor.kind == "client":
+        part = select(analysis_nodes.c.analysis_id).where(analysis_nodes.c.node_id == actor.node)
+        return or_(analyses.c.id == actor.analysis, analyses.c.id.in_(part))
+    seen = analyses.c.project_id.in_(select(projects.c.id).where(readable_projects(actor)))
+    return or_(analyses.c.user_id == actor.id, seen)
+
+
+def part_of_readable(column: ColumnElement[str], actor: Actor) -> ColumnElement[bool]:
+    """What belongs to an analysis is as visible as the analysis."""
+    return column.in_(select(analyses.c.id).where(readable_analyses(actor)))
+
+
+def readable_analysis_buckets(actor: Actor) -> ColumnElement[bool]:
+    seen = part_of_readable(analysis_buckets.c.analysis_id, actor)
+    if actor.kind == "client":
+        return seen
+    mine = [analyses.c.user_id == actor.id]
+    own_projects = [
+        projects.c.user_id == actor.id,
+        projects.c.id.in_(select(project_members.c.project_id).where(project_members.c.user_id == actor.id)),
+    ]
+    if actor.is_admin:
+        own_projects.append(true())
+    if actor.has("realm_admin"):
+        own_projects.append(projects.c.realm_id == actor.realm)
+    mine.append(analyses.c.project_id.in_(select(projects.c.id).where(or_(*own_projects))))
+    results = analysis_buckets.c.analysis_id.in_(select(analyses.c.id).where(or_(*mine)))
+    return and_(seen, or_(analysis_buckets.c.type == "CODE", results))
+
+
+def readable_buckets(actor: Actor) -> ColumnElement[bool]:
+    of_analysis = select(analysis_buckets.c.bucket_id)
+    seen = select(analysis_buckets.c.bucket_id).where(readable_analysis_buckets(actor))
+    own = buckets.c.actor_id == actor.id
+    if actor.is_admin:
+        own = true()
+    elif actor.has("realm_admin"):
+        own = or_(own, buckets.c.realm_id == actor.realm)
+    return or_(buckets.c.id.in_(seen), and_(buckets.c.id.not_in(of_analysis), own))
+
+
+def readable_bucket_files(actor: Actor) -> ColumnElement[bool]:
+    return bucket_files.c.bucket_id.in_(select(buckets.c.id).where(readable_buckets(actor)))
+
+
+def everyone(actor: Actor) -> ColumnElement[bool]:
+    """Images: every actor who has logged in."""
+    return true()
+
+
+# ------------------------------------------------------------------------------------------------------ facts from SQL
+
+
+def project_facts(connection: Connection, project_id: str) -> Project:
+    row = connection.execute(select(projects).where(projects.c.id == project_id)).one()
+    members = connection.execute(
+        select(project_members.c.user_id, project_members.c.role).where(project_members.c.project_id == project_id)
+    )
+    asked = connection.execute(
+        select(project_nodes.c.node_id, project_nodes.c.node_realm_id).where(project_nodes.c.project_id == project_id)
+    )
+    return Project(
+        row.id,
+        row.realm_id,
+        row.user_id,
+        {m.user_id: m.role for m in members},
+        {a.node_id: a.node_realm_id for a in asked},
+    )
+
+
+def analysis_facts(connection: Connection, analysis_id: str) -> Analysis:
+    row = connection.execute(select(analyses).where(analyses.c.id == analysis_id)).one()
+    part = connection.execute(
+        select(analysis_nodes.c.node_id, analysis_nodes.c.node_realm_id).where(
+            analysis_nodes.c.analysis_id == analysis_id
+        )
+    )
+    return Analysis(
+        row.id, project_facts(connection, row.project_id), row.user_id, {p.node_id: p.node_realm_id for p in part}
+    )
+
+
+def bucket_facts(connection: Connection, bucket_id: str) -> Bucket:
+    row = connection.execute(select(buckets).where(buckets.c.id == bucket_id)).one()
+    link = connection.execute(
+        select(analysis_buckets.c.type, analysis_buckets.c.analysis_id).where(analysis_buckets.c.bucket_id == bucket_id)
+    ).first()
+    if link is None:
+        return Bucket(row.actor_id, row.realm_id)
+    part = connection.execute(
+        select(analysis_nodes.c.node_id, nodes.c.type)
+        .join(nodes, nodes.c.id == analysis_nodes.c.node_id)
+        .where(analysis_nodes.c.analysis_id == link.analysis_id)
+    )
+    facts = analysis_facts(connection, link.analysis_id)
+    return Bucket(row.actor_id, row.realm_id, link.type, facts, {p.node_id: p.type for p in part})

@@ -1,0 +1,1 @@
+"""Who somebody is: realms, users, roles, clients, sessions, tokens, keys of people."""

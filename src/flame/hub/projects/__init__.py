@@ -1,0 +1,1 @@
+"""Projects, who belongs to them, and which hospitals are asked."""

@@ -1,0 +1,1 @@
+"""Master images: the environments that programs run in."""

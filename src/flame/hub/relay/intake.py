@@ -1,0 +1,69 @@
+"""What the relay accepts: the one check for everything that a node hands in, by whichever way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from flame.crypto.announce import Announcement
+from flame.crypto.envelope import Head, peek_head
+from flame.hub.relay.runs import RunFacts
+from flame.model.errors import Invalid, Malformed, NotAllowed, Refused
+from flame.storage.mailbox import Letter
+
+if TYPE_CHECKING:
+    from flame.hub.state import HubState
+
+SIGNATURE = 64
+LETTERBOX_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """A letter and the nodes that it goes to."""
+
+    letter: Letter
+    recipients: tuple[str, ...]
+
+
+async def take_envelope(hub: HubState, node: str, data: bytes, size: int) -> tuple[Addressed, Head]:
+    """Judge an envelope by its head (`data`: at least the header). The letter has neither body nor blob yet.
+
+    Raises Malformed, NotAllowed (another sender), Refused (run unknown, ended; a recipient that takes no part).
+    """
+    head, header = peek_head(data)
+    if size != header + head.body_length:
+        raise Malformed(f"The envelope has {size} bytes; its head announces {header + head.body_length}.")
+    _check_sender(head.sender, node)
+    run = await hub.runs.live(head.run)
+    _check_member(run, node)
+    recipients = tuple(dict.fromkeys(str(UUID(bytes=r.id)) for r in head.recipients))
+    for recipient in recipients:
+        if recipient not in run.participants:
+            raise Refused(f"Node {recipient} does not take part in this run.", run=head.run.hex())
+    expires = min(max(head.expires, int(time.time())), int(time.time()) + LETTERBOX_SECONDS)
+    return Addressed(Letter(node, head.msg_id, head.run, "envelope", size, expires), recipients), head
+
+
+async def take_announcement(hub: HubState, node: str, msg_id: bytes, data: bytes) -> Addressed:
+    """Judge an announcement; it goes to all other participants. Its signature is for them to check."""
+    if len(msg_id) != 16:
+        raise Invalid("A message id is 16 bytes.")
+    said = Announcement.parse(data[:-SIGNATURE])
+    _check_sender(said.node, node)
+    run = await hub.runs.live(said.run)
+    _check_member(run, node)
+    others = tuple(sorted(set(run.participants) - {node}))
+    return Addressed(Letter(node, msg_id, said.run, "announce", len(data), said.expires, body=data), others)
+
+
+def _check_sender(said: bytes, node: str) -> None:
+    if said != UUID(node).bytes:
+        raise NotAllowed("The sender in the head is not the node that sends it.")
+
+
+def _check_member(run: RunFacts, node: str) -> None:
+    if node not in run.participants:
+        raise NotAllowed("This node does not take part in the run.")

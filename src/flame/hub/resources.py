@@ -1,0 +1,306 @@
+"""The plumbing that every collection shares: envelopes, scoped reads, the query language in SQL, typed bodies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Boolean, ColumnElement, Connection, Integer, Table, and_, asc, desc, func, not_, select
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from flame.hub.authorisation import Actor
+from flame.hub.columns import check_id
+from flame.hub.identity.sessions import authenticate
+from flame.hub.problems import issue, wrong
+from flame.hub.query import MAX_LIMIT, Filter, Query, Vocabulary, parse
+from flame.hub.state import hub_of
+from flame.model.errors import Invalid, NotFound
+
+MAX_BODY = 1 << 20
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class Body(msgspec.Struct, rename="camel", kw_only=True):
+    """Base of the bodies that clients send. Unknown keys are ignored, as FLAME's clients expect; known ones are typed."""
+
+    def given(self) -> Row:
+        """What was sent, by column name."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A related record that may be included: through which column, and of which resource."""
+
+    column: str
+    resource: Callable[[], Resource]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A collection: where it lives, who sees what of it, and what it may be asked.
+
+    secret: columns that never leave; extra: fields that come only when asked for; json: columns that hold JSON text;
+    computed: fields made from others, by column-style name.
+    """
+
+    name: str
+    table: Table
+    readable: Callable[[Actor], ColumnElement[bool]]
+    filters: frozenset[str] = frozenset()
+    sorts: frozenset[str] = frozenset({"createdAt", "updatedAt"})
+    default_sort: str = "-createdAt"
+    relations: Mapping[str, Relation] = field(default_factory=dict)
+    computed: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
+    secret: frozenset[str] = frozenset()
+    extra: frozenset[str] = frozenset()
+    json: frozenset[str] = frozenset()
+    finish: Callable[[Row], Row] | None = None
+
+    @cached_property
+    def fields(self) -> dict[str, ColumnElement[Any]]:
+        """Wire name -> column."""
+        columns: dict[str, ColumnElement[Any]] = {camel(c.name): c for c in self.table.c if c.name not in self.secret}
+        return columns | {camel(name): expression for name, expression in self.computed.items()}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        includes = {name: relation.resource().filters for name, relation in self.relations.items()}
+        return Vocabulary(frozenset(self.fields), self.filters, self.sorts, includes)
+
+    def schema(self, *, single: bool = False) -> Row:
+        """`meta.schema`: what a client may ask."""
+        default = sorted(set(self.fields) - self.extra)
+        known: Row = {
+            "name": self.name,
+            "strict": True,
+            "indexes": None,
+            "fields": {"default": default, "allowed": sorted(self.fields)},
+            "relations": {"allowed": sorted(self.relations), "schemas": {}},
+        }
+        if not single:
+            known["filters"] = {"allowed": sorted(self.filters), "caseSensitive": [], "indexed": []}
+            known["pagination"] = {"maxLimit": MAX_LIMIT}
+            known["sorts"] = {"allowed": sorted(self.sorts), "default": self.default_sort, "indexed": []}
+        return known
+
+    def columns(self, query: Query) -> dict[str, ColumnElement[Any]]:
+        wanted = query.only or (set(self.fields) - self.extra) | query.added
+        needed = set(wanted) | {"id"} | {camel(self.relations[name].column) for name in query.include}
+        return {name: column for name, column in self.fields.items() if name in needed}
+
+    def wire(self, row: Mapping[str, Any]) -> Row:
+        """A database row in its wire form."""
+        values = dict(row)
+        for name in self.json & set(values):
+            values[name] = json.loads(values[name]) if values[name] else []
+        return self.finish(values) if self.finish else values
+
+
+def camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def list_rows(connection: Connection, actor: Actor, resource: Resource, query: Query) -> tuple[list[Row], int]:
+    """The visible rows that a query asks for, and how many there are in all."""
+    condition = and_(resource.readable(actor), *(_condition(actor, resource, f) for f in query.filters))
+    total = connection.execute(select(func.count()).select_from(resource.table).where(condition)).scalar_one()
+    chosen = resource.columns(query)
+    statement = select(*(column.label(name) for name, column in chosen.items())).where(condition)
+    statement = statement.order_by(*_order(resource, query)).limit(query.limit).offset(query.offset)
+    rows = [resource.wire(row) for row in connection.execute(statement).mappings()]
+    _include(connection, actor, resource, query.include, rows)
+    return rows, total
+
+
+def get_row(connection: Connection, actor: Actor, resource: Resource, key: str, query: Query | None = None) -> Row:
+    """One visible row. Raises NotFound, also for what is there but not visible."""
+    query = query or Query()
+    chosen = resource.columns(query)
+    statement = select(*(column.label(name) for name, column in chosen.items()))
+    row = connection.execute(statement.where(resource.table.c.id == key, resource.readable(actor))).mappings().first()
+    if row is None:
+        raise NotFound(f"The {resource.name} was not found.")
+    rows = [resource.wire(row)]
+    _include(connection, actor, resource, query.include, rows)
+    return rows[0]
+
+
+def raw_row(connection: Connection, actor: Actor, resource: Resource, key: str) -> Any:
+    """One visible row as the database has it. Raises NotFound."""
+    table = resource.table
+    row = connection.execute(select(table).where(table.c.id == key, resource.readable(actor))).first()
+    if row is None:
+        raise NotFound(f"The {resource.name} was not found.")
+    return row
+
+
+def _include(connection: Connection, actor: Actor, resource: Resource, names: Sequence[str], rows: list[Row]) -> None:
+    for name in names:
+        relation = resource.relations[name]
+        other, local = relation.resource(), camel(relation.column)
+        keys = {row[local] for row in rows if row.get(local)}
+        columns = (column.label(label) for label, column in other.columns(Query()).items())
+        statement = select(*columns).where(other.table.c.id.in_(keys), other.readable(actor))
+        found = {row["id"]: other.wire(row) for row in connection.execute(statement).mappings()} if keys else {}
+        for row in rows:
+            row[name] = found.get(row.get(local))
+
+
+def _order(resource: Resource, query: Query) -> list[ColumnElement[Any]]:
+    default = (resource.default_sort.lstrip("-"), resource.default_sort.startswith("-"))
+    chosen = [*(query.sort or [default]), ("id", False)]
+    return [(desc if down else asc)(resource.fields[name]) for name, down in chosen if name in resource.fields]
+
+
+def _condition(actor: Actor, resource: Resource, wanted: Filter) -> ColumnElement[bool]:
+    relation, _, name = wanted.path.rpartition(".")
+    if not relation:
+        return _compare(resource.fields[name], wanted)
+    link = resource.relations[relation]
+    other = link.resource()
+    inner = _compare(other.fields[name], wanted)
+    return resource.table.c[link.column].in_(select(other.table.c.id).where(inner, other.readable(actor)))
+
+
+def _compare(column: ColumnElement[Any], wanted: Filter) -> ColumnElement[bool]:
+    values = [_typed(column, wanted.path, value) for value in wanted.values]
+    one = values[0]
+    match wanted.operator:
+        case "eq":
+            found = column.is_(None) if one is None else column == one
+        case "in":
+            found = column.in_(values)
+        case "contains":
+            found = column.contains(one, autoescape=True)
+        case "starts":
+            found = column.startswith(one, autoescape=True)
+        case "ends":
+            found = column.endswith(one, autoescape=True)
+        case "lt":
+            found = column < one
+        case "le":
+            found = column <= one
+        case "gt":
+            found = column > one
+        case "ge":
+            found = column >= one
+    return not_(found) if wanted.negated else found
+
+
+def _typed(column: ColumnElement[Any], path: str, value: str | None) -> Any:
+    if value is None:
+        return None
+    if isinstance(column.type, Boolean):
+        if value not in ("true", "false", "1", "0"):
+            raise wrong(f"filter.{path}", f"'{value[:40]}' is neither true nor false.")
+        return value in ("true", "1")
+    if isinstance(column.type, Integer):
+        if not value.lstrip("-").isdigit() or len(value) > 18:
+            raise wrong(f"filter.{path}", f"'{value[:40]}' is not a whole number.")
+        return int(value)
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------- requests, answers
+
+
+def answer(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def record(row: object, resource: Resource | None = None, status: int = 200) -> Response:
+    """One record in FLAME's envelope."""
+    schema = resource.schema(single=True) if resource else {}
+    return answer({"data": row, "meta": {"schema": schema}}, status)
+
+
+def collection(rows: Sequence[object], total: int, query: Query, resource: Resource | None = None) -> Response:
+    schema = resource.schema() if resource else {}
+    return answer(
+        {"data": rows, "meta": {"total": total, "limit": query.limit, "offset": query.offset, "schema": schema}}
+    )
+
+
+async def read_bytes(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The body of a request, at most `limit` bytes."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise Invalid(f"The body is larger than {limit} bytes.")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def read_body(request: Request, kind: type[T]) -> T:
+    """The JSON body as a typed structure. Raises Invalid naming the field."""
+    data = await read_bytes(request)
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        path = place.strip("`.") or "body"
+        raise Invalid(f"The body is not valid: {error}", issues=[issue(path, text)]) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise Invalid("The body is not JSON.") from None
+
+
+def path_id(request: Request, resource: Resource, name: str = "id") -> str:
+    return check_id(request.path_params[name], resource.name)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def readable_routes(path: str, resource: Resource) -> list[Route]:
+    """``GET path`` and ``GET path/:id``, scoped."""
+
+    async def many(request: Request) -> Response:
+        actor = await authenticate(request)
+        query = parse(request.query_params.multi_items(), resource.vocabulary)
+        rows, total = await hub_of(request).database.read(lambda c: list_rows(c, actor, resource, query))
+        return collection(rows, total, query, resource)
+
+    async def one(request: Request) -> Response:
+        actor = await authenticate(request)
+        key = path_id(request, resource)
+        query = parse(request.query_params.multi_items(), resource.vocabulary)
+        row = await hub_of(request).database.read(lambda c: get_row(c, actor, resource, key, query))
+        return record(row, resource)
+
+    return [Route(path, many, methods=["GET"]), Route(path + "/{id}", one, methods=["GET"])]
+
+
+def changing_routes(
+    path: str, *, create: Endpoint | None = None, update: Endpoint | None = None, remove: Endpoint | None = None
+) -> list[Route]:
+    """``POST path``, ``POST`` and ``PATCH path/:id``, ``DELETE path/:id``."""
+    routes: list[Route] = []
+    if create:
+        routes.append(Route(path, create, methods=["POST"]))
+    if update:
+        routes.append(Route(path + "/{id}", update, methods=["POST", "PATCH"]))
+    if remove:
+        routes.append(Route(path + "/{id}", remove, methods=["DELETE"]))
+    return routes
+
+
+def text(value: object, path: str, *, least: int = 1, most: int = 4096) -> str:
+    """A text of a body within its bounds. Raises Invalid naming the field."""
+    if not isinstance(value, str) or not least <= len(value) <= most:
+        raise wrong(path, f"'{path}' is a text of {least} to {most} characters.")
+    return value
