@@ -579,3 +579,37 @@ def test_a_message_reaches_the_program_with_its_body(tmp_path):
 
 def test_the_path_of_a_gateway_is_inside_its_runs_directory(gateway, tmp_path):
     assert gateway.path == Path(tmp_path) / "gateway.sock"
+
+
+@pytest.mark.parametrize("keep", [lambda body: body, memoryview, lambda body: {"nested": [memoryview(body)[5:]]}])
+def test_a_body_that_the_run_keeps_is_never_written_over(tmp_path, keep):
+    kept = []
+
+    class Keeping(RecordingRun):
+        def contribute(self, name, round, body):
+            kept.append(keep(body))
+
+    with served(tmp_path, Keeping()) as gateway, contextlib.closing(socket.socket(socket.AF_UNIX)) as stream:
+        stream.connect(str(gateway.path))
+        connection = joined(stream)
+        for letter in (b"a", b"b", b"c"):
+            assert ask(connection, Contribute("beta", 1), [letter * MAX_BODY]) == Done()
+    first = kept[0]["nested"][0] if isinstance(kept[0], dict) else kept[0]
+    assert set(bytes(first)) == {ord("a")}
+
+
+def test_large_bodies_of_one_size_share_one_buffer(tmp_path):
+    seen = []
+
+    class Reading(RecordingRun):
+        def contribute(self, name, round, body):
+            seen.append((id(body), bytes(body[:1]), len(body)))
+
+    with served(tmp_path, Reading()) as gateway, contextlib.closing(socket.socket(socket.AF_UNIX)) as stream:
+        stream.connect(str(gateway.path))
+        connection = joined(stream)
+        for letter in (b"a", b"b"):
+            assert ask(connection, Contribute("beta", 1), [letter * MAX_BODY]) == Done()
+        assert ask(connection, Contribute("beta", 1), [b"c" * 10]) == Done()
+    assert [(start, size) for _, start, size in seen] == [(b"a", MAX_BODY), (b"b", MAX_BODY), (b"c", 10)]
+    assert seen[0][0] == seen[1][0]

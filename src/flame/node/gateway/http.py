@@ -66,20 +66,30 @@ class Inbox:
         if not self._ahead:
             self._more(4096, None)
 
-    def exactly(self, size: int, deadline: float | None) -> bytearray:
-        """The next ``size`` bytes. Raises EOFError, or TimeoutError past the deadline (monotonic seconds)."""
-        buffer = self._ahead[:size]
-        del self._ahead[: len(buffer)]
-        filled = len(buffer)
+    def exactly(self, size: int, deadline: float) -> bytearray:
+        """The next few bytes. Raises EOFError, or TimeoutError past the deadline (monotonic seconds)."""
+        while len(self._ahead) < size:
+            self._more(max(4096, size - len(self._ahead)), deadline)
+        taken = self._ahead[:size]
+        del self._ahead[:size]
+        return taken
+
+    def body(self, size: int, spare: bytearray | None) -> bytearray:
+        """A body of ``size`` bytes, into ``spare`` if that has just this size. Raises EOFError."""
+        self._stream.settimeout(None)
+        buffer = spare if spare is not None and len(spare) == size else bytearray(min(size, _STEP))
+        filled = min(size, len(self._ahead))
+        buffer[:filled] = self._ahead[:filled]
+        del self._ahead[:filled]
         while filled < size:
             if filled == len(buffer):  # grows as bytes arrive: an announced length alone takes no memory
-                buffer.extend(bytes(min(size - filled, max(filled, _STEP))))
-            self._stream.settimeout(_left(deadline))
+                buffer.extend(bytes(min(size - filled, filled)))
             with memoryview(buffer) as view:
-                got = self._stream.recv_into(view[filled:])
-            if not got:
-                raise EOFError
-            filled += got
+                while filled < len(view):
+                    got = self._stream.recv_into(view[filled:])
+                    if not got:
+                        raise EOFError
+                    filled += got
         return buffer
 
     def discard(self, size: int) -> None:

@@ -42,6 +42,7 @@ class RunSide(Protocol):
 
     Calls come from several threads at once. The gateway has checked the role and the form of each request: names are
     names, recipients and senders are other participants, only the aggregator asks for totals and submits.
+    A body is the run's as long as it keeps a reference to it (or a view on it); else the gateway fills it again.
     """
 
     def welcome(self) -> Welcome: ...

@@ -13,11 +13,12 @@ import select
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -59,6 +60,8 @@ MAX_DISCARD: Final = 4 << 30
 
 _PREFIX: Final = struct.Struct(">IQ")
 _JOIN_SECONDS: Final = 5.0
+_SPARE_FROM: Final = 1 << 20
+_SPARE_TO: Final = 128 << 20
 _log = logging.getLogger(__name__)
 _decode = msgspec.msgpack.Decoder(Request).decode
 
@@ -78,6 +81,7 @@ class Gateway:
         self._closed = False
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self._hangups = _Hangups()
+        self._spare = _Spare()
 
     @property
     def path(self) -> Path:
@@ -135,7 +139,7 @@ class Gateway:
         with self._lock:
             if self._closed or len(self._sessions) >= MAX_CONNECTIONS:
                 return False
-            session = _Session(stream, self._side, self._slots, self._hangups)
+            session = _Session(stream, self._side, self._slots, self._hangups, self._spare)
             self._sessions.add(session)
         self._start(lambda: self._serve(session), "gateway-run")
         return True
@@ -170,13 +174,16 @@ class Gateway:
 class _Session:
     """One connection of the program."""
 
-    def __init__(self, stream: socket.socket, side: RunSide, slots: threading.Semaphore, hangups: _Hangups) -> None:
+    def __init__(
+        self, stream: socket.socket, side: RunSide, slots: threading.Semaphore, hangups: _Hangups, spare: _Spare
+    ) -> None:
         self._stream = stream
         self._inbox = Inbox(stream)
         self._connection = Connection(stream)
         self._side = side
         self._slots = slots
         self._hangups = hangups
+        self._spare = spare
         self._cancelled = Cancelled()
 
     def end(self) -> None:
@@ -263,8 +270,11 @@ class _Session:
         except FlameError as error:
             self._discard(size, error)
             return failed(error), ()
-        body = self._inbox.exactly(size, None) if size else bytearray()
-        return self._answered(lambda: self._ask(request, body))
+        body = self._inbox.body(size, self._spare.take(size))
+        answer = self._answered(self._ask, request, body)
+        if sys.getrefcount(body) == 2:  # this name and the call's own: the side kept nothing of it
+            self._spare.give(body)
+        return answer
 
     def _refuse(self, size: int, error: FlameError) -> None:
         self._discard(size, error)
@@ -276,10 +286,10 @@ class _Session:
             raise Malformed(error.message, next_step=error.next_step)
         self._inbox.discard(size)
 
-    def _answered(self, ask: Callable[[], _Answer]) -> _Answer:
+    def _answered(self, ask: Callable[..., _Answer], *arguments: Any) -> _Answer:
         """The side's answer; an error of the family is a reply, any other is told to the node's log alone."""
         try:
-            return ask()
+            return ask(*arguments)
         except FlameError as error:
             return failed(error), ()
         except Exception:  # noqa: BLE001 - a program must not learn what went wrong inside the node
@@ -336,6 +346,26 @@ class _Session:
     def _write(self, data: bytes) -> None:
         self._stream.settimeout(HEAD_SECONDS)
         self._stream.sendall(data)
+
+
+class _Spare:
+    """One large buffer kept between requests: fresh memory costs more than the bytes that are put into it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffer: bytearray | None = None
+
+    def take(self, size: int) -> bytearray | None:
+        with self._lock:
+            if self._buffer is None or len(self._buffer) != size:
+                return None
+            buffer, self._buffer = self._buffer, None
+        return buffer
+
+    def give(self, buffer: bytearray) -> None:
+        if _SPARE_FROM <= len(buffer) <= _SPARE_TO:
+            with self._lock:
+                self._buffer = buffer
 
 
 class _Hangups:
