@@ -19,6 +19,7 @@ from flame.wire.gateway import (
     Receive,
     Reply,
     Request,
+    TimedOut,
     Welcome,
     ask_upgrade,
     raised,
@@ -63,24 +64,39 @@ class Calls:
         return _expect(expected, self._exchange(request, ())[0], request)
 
     def ask_until(self, request: Receive, until: Receive) -> tuple[Reply, bytearray]:
-        """The reply to ``request``, or to ``until`` when only that is there.
+        """The reply to ``request``; only when there is none left, the reply to ``until``.
 
         ``until`` stays outstanding on a connection of its own and is taken up again by the next call that names it.
         """
         other = self._standing_for(until)
-        keep = True
+        ended = False
         try:
             connection = self._take()
             self._send(connection, request, ())
             if connection in _readable([connection, other]):
                 return self._finish(connection)
-            keep = False
-            self._drop(connection)
+            # The end was heard first. What was sent before it may be on its way: take the request back, then look.
+            if (taken := self._withdraw(connection)) is not None:
+                return taken
+            left = self.ask(Receive(request.category, request.senders, 0.0))
+            ended = isinstance(left[0], TimedOut)
+            if not ended:
+                return left
         finally:
-            if keep:
+            if not ended:
                 with self._lock:
                     self._standing[_key(until)] = other
         return self._finish(other)
+
+    def _withdraw(self, connection: Connection) -> tuple[Reply, bytearray] | None:
+        """Hang up half; what the gateway had already taken out for this request still comes."""
+        try:
+            connection.end_sending()
+            return connection.receive_reply()
+        except (EOFError, OSError):
+            return None
+        finally:
+            self._drop(connection)
 
     def close(self) -> None:
         with self._lock:

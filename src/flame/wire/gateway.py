@@ -219,6 +219,10 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def end_sending(self) -> None:
+        """Hang up half: the other side sees the end and gives up waiting, what it had to say can still be read."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def send(self, head: Request | Reply, body: Sequence[Buffer] = ()) -> None:
         try:
             encoded = _encode(head)

@@ -41,11 +41,15 @@ class Run:
             self.over = True
             self.changed.notify_all()
 
-    def wait(self, ready: Any, timeout: float | None = None) -> bool:
-        """With ``changed`` held; EOFError when the run is over."""
-        if not self.changed.wait_for(lambda: self.over or ready(), timeout):
+    def wait(self, ready: Any, timeout: float | None = None, gone: threading.Event | None = None) -> bool:
+        """With ``changed`` held; EOFError when the run is over or the program has hung up."""
+
+        def hung_up() -> bool:
+            return gone is not None and gone.is_set()
+
+        if not self.changed.wait_for(lambda: self.over or hung_up() or ready(), timeout):
             return False
-        if self.over:
+        if self.over or (hung_up() and not ready()):
             raise EOFError
         return True
 
@@ -66,7 +70,7 @@ class Gateway:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for stream in self.streams:
-            stream.close()
+            gateway.Connection(stream).close()
 
     def _accept(self) -> None:
         while True:
@@ -91,14 +95,14 @@ class Gateway:
                     self.run.requests[self.node, type(request).__name__] += 1
                     self.run.changed.notify_all()
                 try:
-                    reply, answer = self._answer(request, bytes(body))
+                    reply, answer = self._answer(request, bytes(body), stream)
                 except FlameError as error:
                     reply, answer = gateway.failed(error), b""
                 connection.send(reply, [answer])
         except (EOFError, OSError):
-            stream.close()
+            connection.close()
 
-    def _answer(self, request: gateway.Request, body: bytes) -> tuple[gateway.Reply, bytes]:
+    def _answer(self, request: gateway.Request, body: bytes, stream: socket.socket) -> tuple[gateway.Reply, bytes]:
         run = self.run
         match request:
             case gateway.Hello():
@@ -134,7 +138,7 @@ class Gateway:
                     run.changed.notify_all()
                 return gateway.Sent(number), b""
             case gateway.Receive():
-                return self._receive(request)
+                return self._receive(request, self._hangup(stream))
             case gateway.Log():
                 run.logs.append((self.node, request))
             case gateway.Submit(name=name, media_type=media):
@@ -147,7 +151,24 @@ class Gateway:
                 run.failures[self.node] = request
         return gateway.Done(), b""
 
-    def _receive(self, request: gateway.Receive) -> tuple[gateway.Reply, bytes]:
+    def _hangup(self, stream: socket.socket) -> threading.Event:
+        """Set when the program hangs up, even half; ends with the next request at the latest."""
+        gone = threading.Event()
+
+        def watch() -> None:
+            try:
+                if stream.recv(1, socket.MSG_PEEK):
+                    return
+            except OSError:
+                pass
+            gone.set()
+            with self.run.changed:
+                self.run.changed.notify_all()
+
+        threading.Thread(target=watch, daemon=True).start()
+        return gone
+
+    def _receive(self, request: gateway.Receive, gone: threading.Event) -> tuple[gateway.Reply, bytes]:
         mail = self.run.mail[self.node]
 
         def fitting() -> int | None:
@@ -157,7 +178,7 @@ class Gateway:
             return None
 
         with self.run.changed:
-            if not self.run.wait(lambda: fitting() is not None, request.timeout):
+            if not self.run.wait(lambda: fitting() is not None, request.timeout, gone):
                 return gateway.TimedOut(), b""
             return mail.pop(fitting())
 
