@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +79,7 @@ def hospital_names(hospitals: int) -> list[str]:
             f"{hospitals} hospitals cannot be started on one machine.",
             next_step=f"Choose between 1 and {MAX_HOSPITALS} with --hospitals.",
         )
-    return [HOSPITALS[i] if i < len(HOSPITALS) else f"Hospital {i + 1}" for i in range(hospitals)]
+    return [HOSPITALS[i] if i < len(HOSPITALS) else f"Hospital-{i + 1}" for i in range(hospitals)]
 
 
 def uneven_shares(patients: int, hospitals: int) -> list[list[int]]:
@@ -89,7 +90,7 @@ def uneven_shares(patients: int, hospitals: int) -> list[list[int]]:
     order = sorted(range(patients), key=lambda row: hashlib.sha256(str(row).encode()).digest())
     weights = [1 / (1 + place) for place in range(hospitals)]
     edges = [round(patients * sum(weights[:place]) / sum(weights)) for place in range(hospitals + 1)]
-    return [sorted(order[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    return [sorted(order[start:end]) for start, end in pairwise(edges)]
 
 
 def columns_of(path: Path) -> list[str]:

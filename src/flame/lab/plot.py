@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flame.model.errors import RunFailed
+from flame.lab.elsewhere import Elsewhere, answer
 
 INTERCEPT: Final = "(Intercept)"
 _INK, _MUTED, _LINE, _BAND = "#1c2733", "#5f6d7a", "#c9d1d9", "#f4f6f8"
@@ -32,21 +29,23 @@ class Drawing:
     """``name``, ``estimate``, ``ci_low``, ``ci_high``, ``p`` on the scale of log odds; the intercept is left out."""
 
 
-def draw_elsewhere(drawing: Drawing, path: Path) -> None:
-    """Draw in a process of its own; ``path`` without its ending gets ``.png`` and ``.svg``. Raises RunFailed."""
-    request = json.dumps({**asdict(drawing), "path": str(path)})
-    done = subprocess.run(
-        [sys.executable, "-m", "flame.lab.plot"], input=request, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RunFailed(
-            f"The forest plot could not be drawn: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}",
-            next_step="The result itself is complete; `pip install 'flame-federated[lab]'` brings what draws it.",
+def draw_elsewhere(drawing: Drawing, path: Path) -> Elsewhere:
+    """Start drawing; ``path`` gets ``.png`` and ``.svg`` appended. ``drawn`` waits for it."""
+    return Elsewhere("flame.lab.plot", {**asdict(drawing), "path": str(path)})
+
+
+def drawn(drawing: Elsewhere) -> Path:
+    """The PNG. Raises RunFailed."""
+    return Path(
+        drawing.result(
+            "The forest plot could not be drawn",
+            "The result itself is complete; `pip install 'flame-federated[lab]'` brings what draws it.",
         )
+    )
 
 
-def forest_plot(drawing: Drawing, path: Path) -> None:
-    """Draw ``path`` + .png (200 dpi) and .svg."""
+def forest_plot(drawing: Drawing, path: Path) -> Path:
+    """Draw ``path`` + .png (200 dpi) and .svg; returns the PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,6 +63,7 @@ def forest_plot(drawing: Drawing, path: Path) -> None:
     _words(figure, axes, drawing, height)
     for ending in (".png", ".svg"):
         figure.savefig(path.with_name(path.name + ending), dpi=200, metadata=_no_date(ending))
+    return path.with_name(path.name + ".png")
 
 
 def _frame(axes: Any, label: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -115,9 +115,7 @@ def _words(figure: Any, axes: Any, drawing: Drawing, height: float) -> None:
             (1.76, p_value(row["p"]), "right", "bold" if row["p"] < 0.05 else "normal"),
         )
         for x, text, side, weight in cells:
-            axes.text(
-                x, place, text, transform=at, fontsize=10.5, color=_INK, ha=side, va="center", fontweight=weight
-            )
+            axes.text(x, place, text, transform=at, fontsize=10.5, color=_INK, ha=side, va="center", fontweight=weight)
     figure.text(0.03, 1 - 0.22 / height, drawing.title, fontsize=14, fontweight="bold", color=_INK, va="top")
     figure.text(0.03, 1 - 0.53 / height, drawing.subtitle, fontsize=10, color=_MUTED, va="top")
     figure.text(0.03, 0.12 / height, drawing.footer, fontsize=8.5, color=_MUTED, va="bottom")
@@ -168,11 +166,10 @@ def _no_date(ending: str) -> dict[str, Any]:
     return {"Date": None} if ending == ".svg" else {"Software": None}
 
 
-def _main() -> None:
-    asked = json.load(sys.stdin)
+def _asked(asked: dict[str, Any]) -> str:
     path = Path(asked.pop("path"))
-    forest_plot(Drawing(**{**asked, "coefficients": tuple(asked["coefficients"])}), path)
+    return str(forest_plot(Drawing(**{**asked, "coefficients": tuple(asked["coefficients"])}), path))
 
 
 if __name__ == "__main__":
-    _main()
+    answer(_asked)

@@ -6,19 +6,14 @@ of its own because loading statsmodels takes longer than the federation needs to
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flame.model.errors import RunFailed
+from flame.lab.elsewhere import Elsewhere, answer
 
 INTERCEPT: Final = "(Intercept)"
-_POLITE: Final = 15  # how far the reference steps back behind the federation that it is compared with
 
 
 @dataclass(frozen=True)
@@ -29,42 +24,18 @@ class Request:
     standardise: bool
 
 
-class PooledFit:
-    """A fit under way in a process of its own. A context manager: leaving it ends that process."""
+def pooled_fit(request: Request) -> Elsewhere:
+    """Start the fit; ``pooled_result`` waits for it."""
+    return Elsewhere("flame.lab.pooled", asdict(request))
 
-    def __init__(self, request: Request) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "flame.lab.pooled"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is answered by whoever started it
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(request)))
-        self._process.stdin.close()
-        self._process.stdin = None
 
-    def __enter__(self) -> PooledFit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
-
-    def result(self) -> dict[str, Any]:
-        """``coefficients`` and ``log_likelihood``; waits for it. Raises RunFailed with what the library said."""
-        out, err = self._process.communicate()
-        if self._process.returncode != 0:
-            lines = err.strip().splitlines()
-            raise RunFailed(
-                f"The pooled reference could not be computed: {lines[-1] if lines else 'no reason given'}",
-                next_step="Look at the outcome (0 and 1) and the covariates (numbers) in the files.",
-            )
-        found: dict[str, Any] = json.loads(out)
-        return found
+def pooled_result(fit: Elsewhere) -> dict[str, Any]:
+    """``coefficients`` and ``log_likelihood``. Raises RunFailed with what the library said."""
+    found: dict[str, Any] = fit.result(
+        "The pooled reference could not be computed",
+        "Look at the outcome (0 and 1) and the covariates (numbers) in the files.",
+    )
+    return found
 
 
 def fit(request: Request) -> dict[str, Any]:
@@ -113,12 +84,9 @@ def _row(name: str, estimate: float, se: float, low: float, high: float, p: floa
     }  # fmt: skip
 
 
-def _main() -> None:
-    os.nice(_POLITE)
-    asked = json.load(sys.stdin)
-    request = Request(tuple(asked["files"]), asked["outcome"], tuple(asked["covariates"]), asked["standardise"])
-    json.dump(fit(request), sys.stdout)
+def _asked(asked: dict[str, Any]) -> dict[str, Any]:
+    return fit(Request(tuple(asked["files"]), asked["outcome"], tuple(asked["covariates"]), asked["standardise"]))
 
 
 if __name__ == "__main__":
-    _main()
+    answer(_asked)

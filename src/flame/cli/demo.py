@@ -1,0 +1,126 @@
+"""``flame demo``."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flame.cli.options import Json, ended_by_signals, read_columns, read_sites
+from flame.cli.output import Output, told_errors
+from flame.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from flame.lab.demo import Demo, Shown, Wish
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def demo(
+    hospitals: Annotated[
+        int | None, typer.Option("--hospitals", help="Data hospitals. (default: 3)", show_default=False)
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", metavar="NAME=FILE.csv", help="A hospital and its own data; repeat for each."),
+    ] = None,
+    outcome: Annotated[str | None, typer.Option("--outcome", metavar="COLUMN", help="The outcome: 0 and 1.")] = None,
+    covariates: Annotated[
+        str | None, typer.Option("--covariates", metavar="A,B,C", help="What may explain it: columns of numbers.")
+    ] = None,
+    standardise: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardise/--raw",
+            help="Coefficients per standard deviation over all hospitals, or per unit. "
+            "(default: --raw for your own data)",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the federation running.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the results go. (default: flame-demo-TIME)", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """A whole federation on this machine: hub, hospitals, an approved analysis, its result beside the pooled fit.
+
+    Without --site: malignancy of 569 breast tumours, divided unevenly over the hospitals.
+    """
+    with told_errors(json), ended_by_signals():
+        from flame.cli.progress import progress
+        from flame.lab.demo import Demo, Wish
+
+        sites = read_sites(site or ())
+        if sites and hospitals not in (None, len(sites)):
+            raise Invalid("--hospitals and --site disagree.", next_step="Leave --hospitals out: each --site is one.")
+        wish = Wish(
+            out or Path(f"flame-demo-{datetime.now():%Y%m%d-%H%M%S}"),
+            3 if hospitals is None else hospitals,
+            sites,
+            outcome or "",
+            read_columns(covariates),
+            standardise,
+            keep,
+        )
+        _warn_without_sandbox()
+        view = progress(json)
+        with view:
+            play = Demo(wish, view)
+            shown = play.run()
+        _write(wish, shown)
+        if json:
+            Output(True).document(shown.document())
+        else:
+            _print(wish, shown)
+        if keep:
+            _say_how_to_go_on(play)
+
+
+def _warn_without_sandbox() -> None:
+    from flame.lab.demo import NO_BUBBLEWRAP
+
+    if shutil.which("bwrap") is None:
+        sys.stderr.write(
+            "bubblewrap is missing, so programs run at a lower isolation level. That is acceptable only because the "
+            f"demo's data are public.\n  To have the sandbox: {NO_BUBBLEWRAP}\n"
+        )
+
+
+def _write(wish: Wish, shown: Shown) -> None:
+    from flame.lab.report import as_text
+
+    (wish.out / "result.json").write_text(jsonlib.dumps(shown.document(), indent=2) + "\n", encoding="utf-8")
+    (wish.out / "table.txt").write_text(as_text(shown), encoding="utf-8")
+
+
+def _print(wish: Wish, shown: Shown) -> None:
+    from rich.console import Console
+
+    from flame.lab.report import print_report
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)
+    print_report(console, shown)
+    console.print()
+    console.print(f"Saved in {wish.out}: forest.png, forest.svg, result.json, table.txt", soft_wrap=True)
+
+
+def _say_how_to_go_on(play: Demo) -> None:
+    """On stderr, so that --json stays one object."""
+    federation = play.federation
+    assert federation is not None
+    lines = ["", "The federation goes on:", f"  {'hub':<16} {federation.hub_url}"]
+    lines += [f"  {node.name:<16} {node.url}  ({node.role})" for node in federation.nodes]
+    lines += [f"  end it:  flame dev down --dir {federation.directory}", ""]
+    sys.stderr.write("\n".join(lines))

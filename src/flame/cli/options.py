@@ -1,0 +1,72 @@
+"""Options that several verbs share, and how their texts become what they mean."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from flame.model.errors import Invalid, NotFound
+
+if TYPE_CHECKING:
+    from flame.lab.federation import Site
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,63}")
+
+
+def read_sites(texts: Sequence[str]) -> tuple[Site, ...]:
+    """``NAME=PATH``, repeated. Raises Invalid, NotFound."""
+    from flame.lab.federation import Site
+
+    sites = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise Invalid(
+                f"--site {text[:100]!r} is not NAME=PATH.",
+                next_step="A name has 3 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
+            )
+        file = Path(path).expanduser()
+        if not file.exists():
+            raise NotFound(f"The data of {name} are not there: {file} does not exist.", next_step="Check the path.")
+        sites.append(Site(name, file.absolute()))
+    names = [site.name.lower() for site in sites]
+    if len(set(names)) != len(names) or "aggregator" in names or "hub" in names:
+        raise Invalid(
+            "Two --site have the same name, or one is named like another part of the federation.",
+            next_step="Give each hospital a name of its own, other than 'aggregator' and 'hub'.",
+        )
+    return tuple(sites)
+
+
+def read_columns(text: str | None) -> tuple[str, ...]:
+    """``A,B,C`` as names of columns. Raises Invalid for an empty one."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise Invalid(f"The list of columns {text[:100]!r} has an empty name.", next_step="Write A,B,C.")
+    return names
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A polite end (SIGTERM, SIGHUP) is answered like Ctrl-C: everything that was started is ended first."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, action in former.items():
+            signal.signal(number, action)

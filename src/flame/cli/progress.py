@@ -1,0 +1,109 @@
+"""What a person sees while a federation starts and computes: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+
+from flame.cli.output import plain
+
+if TYPE_CHECKING:
+    from flame.lab.researcher import Progress
+
+_BAR: Final = 24
+
+
+class View(Protocol):
+    """Told what happens; entered before, left after."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def __call__(self, step: Progress) -> None: ...
+
+
+class Quiet:
+    """Shows nothing: for --json."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __call__(self, step: Progress) -> None: ...
+
+
+class Lines:
+    """One line for each new stage, on stderr so that stdout stays the result's."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out, self._last = out or sys.stderr, ("", "")
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __call__(self, step: Progress) -> None:
+        if (step.stage, step.text) != self._last and step.node is None:
+            self._last = (step.stage, step.text)
+            self._out.write(f"{time.monotonic() - self._began:6.1f} s  {plain(step.text)}\n")
+            self._out.flush()
+
+
+class Live:
+    """The stage that is under way, and a bar for each node; it is wiped when the work is done."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._began = time.monotonic()
+        self._done: list[tuple[float, str]] = []
+        self._now = ""
+        self._nodes: dict[str, tuple[int, str]] = {}
+        console = Console(stderr=True, highlight=False)
+        self._live = RichLive(get_renderable=self._view, console=console, transient=True, refresh_per_second=12)
+
+    def __enter__(self) -> Live:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, step: Progress) -> None:
+        if step.node is not None:
+            self._nodes[step.node] = (step.percent, step.text)
+        elif step.text != self._now:
+            if self._now:
+                self._done.append((time.monotonic() - self._began, self._now))
+            self._now = step.text
+
+    def _view(self) -> Any:
+        from rich.console import Group
+        from rich.spinner import Spinner
+        from rich.text import Text
+
+        rows: list[Any] = [Text(f"  ✓ {plain(text)}", style="dim") for _, text in self._done]
+        rows.append(Spinner("dots", Text(f"{plain(self._now)}  {time.monotonic() - self._began:.1f} s"), style="cyan"))
+        for node, (percent, text) in self._nodes.items():
+            filled = round(_BAR * percent / 100)
+            row = Text(f"    {plain(node)[:24]:<24} ")
+            row.append("━" * filled, style="cyan").append("━" * (_BAR - filled), style="dim")
+            rows.append(row.append(f" {percent:3d} %  {plain(text)}"))
+        return Group(*rows)
+
+
+def progress(as_json: bool) -> View:
+    if as_json:
+        return Quiet()
+    return Live() if sys.stderr.isatty() else Lines()
