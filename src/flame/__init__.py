@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from flame.sdk import connect
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "connect"]
 
+_ROOMS = {"connect": "flame.sdk"}
+
 
 def __getattr__(name: str) -> Any:
-    """``connect`` is looked up when first used, so that ``import flame`` stays light in every room."""
-    if name == "connect":
-        from flame.sdk import connect
+    """Looked up by name when first used: ``import flame`` stays light, and no room depends on another through it.
 
-        return connect
+    ``__init__.pyi`` tells type checkers what is there.
+    """
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'flame' has no attribute {name!r}")

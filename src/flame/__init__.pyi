@@ -1,0 +1,3 @@
+from flame.sdk import connect as connect
+
+__version__: str
