@@ -9,5 +9,5 @@ from flame.hub import Settings, serve
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    overrides = {"dir": Path(given[0]) if given else None, "port": int(given[1]) if len(given) > 1 else None}
-    serve(Settings.from_env(**overrides))
+    directory, port = Path(given[0]) if given else None, int(given[1]) if len(given) > 1 else None
+    serve(Settings.from_env(dir=directory, port=port))

@@ -118,5 +118,6 @@ class Recorder:
 
 
 def _head(scope: Scope) -> bytes:
-    line = f"{scope.get('method', 'WS')} {scope['path']}?".encode() + scope.get("query_string", b"") + b"\n"
-    return line + b"".join(k + b": " + v + b"\n" for k, v in scope["headers"] if k not in _SECRET)
+    line: bytes = f"{scope.get('method', 'WS')} {scope['path']}?".encode() + scope.get("query_string", b"") + b"\n"
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    return line + b"".join(k + b": " + v + b"\n" for k, v in headers if k not in _SECRET)

@@ -9,7 +9,20 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Boolean, ColumnElement, Connection, Integer, Table, and_, asc, desc, func, not_, select
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Integer,
+    RowMapping,
+    Table,
+    and_,
+    asc,
+    desc,
+    func,
+    not_,
+    select,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -97,9 +110,9 @@ class Resource:
         needed = set(wanted) | {"id"} | {camel(self.relations[name].column) for name in query.include}
         return {name: column for name, column in self.fields.items() if name in needed}
 
-    def wire(self, row: Mapping[str, Any]) -> Row:
+    def wire(self, row: RowMapping) -> Row:
         """A database row in its wire form."""
-        values = dict(row)
+        values: Row = {str(name): value for name, value in row.items()}
         for name in self.json & set(values):
             values[name] = json.loads(values[name]) if values[name] else []
         return self.finish(values) if self.finish else values

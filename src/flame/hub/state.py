@@ -34,11 +34,12 @@ class HubState:
     runs: Runs
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let something go on after the answer; held here so that it is not collected, awaited at the end."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def acknowledged(self, node: str, seqs: list[int]) -> None:
         """A node holds these letters: they go with the next write, and then their objects."""

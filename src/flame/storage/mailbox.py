@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Row,
     String,
     Table,
     delete,
@@ -32,12 +33,13 @@ from sqlalchemy.dialects.sqlite import insert
 from flame.model.errors import Conflict, Exhausted
 from flame.storage.engine import Database, metadata
 
-INLINE_BYTES: Final = 256 << 10
-
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What a sender hands in: `run` 32 and `msg_id` 16 bytes, times in seconds since 1970, `size` in bytes."""
+    """What a sender hands in: `run` 32 and `msg_id` 16 bytes, times in seconds since 1970, `size` in bytes.
+
+    `body`: all of it; of a large one, which is the object `blob`, its header alone.
+    """
 
     sender: str
     msg_id: bytes
@@ -168,12 +170,11 @@ _DELIVERY = select(
 ).join(letters, letters.c.id == deliveries.c.letter_id)
 
 
-def _delivery(row: object) -> Delivery:
-    seq, *rest = tuple(row)  # type: ignore[arg-type]
-    return Delivery(seq, Letter(*rest))
+def _delivery(row: Row[Any]) -> Delivery:
+    return Delivery(row[0], Letter(*row[1:]))
 
 
-def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
+def _put(connection: Connection, Row, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
     statement = insert(letters).values(
         sender=letter.sender,
         msg_id=letter.msg_id,
@@ -196,7 +197,7 @@ def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quot
     return seqs
 
 
-def _check_same(connection: Connection, letter: Letter) -> None:
+def _check_same(connection: Connection, Row, letter: Letter) -> None:
     known = connection.execute(
         select(letters.c.run, letters.c.kind, letters.c.size).where(
             letters.c.sender == letter.sender, letters.c.msg_id == letter.msg_id
@@ -208,7 +209,7 @@ def _check_same(connection: Connection, letter: Letter) -> None:
         )
 
 
-def _next_seq(connection: Connection, recipient: str, size: int, quota: Quota) -> int:
+def _next_seq(connection: Connection, Row, recipient: str, size: int, quota: Quota) -> int:
     statement = insert(boxes).values(recipient=recipient, last_seq=1, letters=1, bytes=size)
     counted = connection.execute(
         statement.on_conflict_do_update(
@@ -232,12 +233,12 @@ def _check_quota(recipient: str, count: int, size: int, quota: Quota) -> None:
         )
 
 
-def _waiting(connection: Connection, recipient: str, after: int, limit: int) -> list[Delivery]:
+def _waiting(connection: Connection, Row, recipient: str, after: int, limit: int) -> list[Delivery]:
     statement = _DELIVERY.where(deliveries.c.recipient == recipient, deliveries.c.seq > after)
     return [_delivery(row) for row in connection.execute(statement.order_by(deliveries.c.seq).limit(limit))]
 
 
-def _acknowledge(connection: Connection, recipient: str, seqs: Sequence[int]) -> list[str]:
+def _acknowledge(connection: Connection, Row, recipient: str, seqs: Sequence[int]) -> list[str]:
     statement = delete(deliveries).where(deliveries.c.recipient == recipient, deliveries.c.seq.in_(seqs))
     gone = connection.execute(statement.returning(deliveries.c.letter_id, deliveries.c.size)).all()
     if not gone:
@@ -250,7 +251,7 @@ def _acknowledge(connection: Connection, recipient: str, seqs: Sequence[int]) ->
     return [str(blob) for blob in blobs]
 
 
-def _uncount(connection: Connection, recipient: str, count: int, size: int) -> None:
+def _uncount(connection: Connection, Row, recipient: str, count: int, size: int) -> None:
     connection.execute(
         update(boxes)
         .where(boxes.c.recipient == recipient)
@@ -258,7 +259,7 @@ def _uncount(connection: Connection, recipient: str, count: int, size: int) -> N
     )
 
 
-def _forget(connection: Connection, condition: object) -> list[str]:
+def _forget(connection: Connection, Row, condition: object) -> list[str]:
     chosen = select(letters.c.id).where(condition)  # type: ignore[arg-type]
     totals = connection.execute(
         select(deliveries.c.recipient, func.count(), func.sum(deliveries.c.size))

@@ -201,7 +201,7 @@ async def _is_whole(hub: HubState, file: Any) -> bool:
     hashed = hashlib.sha256()
     async for piece in hub.objects.stream(f"files/{file.hash}"):
         hashed.update(piece)
-    return hashed.hexdigest() == file.sha256
+    return bool(hashed.hexdigest() == file.sha256)
 
 
 async def distribute(hub: HubState, key: str, participants: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ class Tokens:
         now = int(time.time())
         token_id = str(uuid4())
         life = self.access_seconds if use == "access" else self.refresh_seconds
-        claims = {"sub": subject, "sub_kind": kind, "sid": session, "use": use, "jti": token_id}
+        claims: dict[str, Any] = {"sub": subject, "sub_kind": kind, "sid": session, "use": use, "jti": token_id}
         claims |= {"iat": now, "exp": now + life}
         return jwt.encode({"alg": "Ed25519"}, claims, self._private, algorithms=ALGORITHMS), token_id
 
@@ -100,7 +100,7 @@ def _decode(token: str, key: OKPKey) -> dict[str, Any] | None:
     if len(token) > _MAX_TOKEN:
         return None
     try:
-        claims = jwt.decode(token, key, algorithms=ALGORITHMS).claims
+        claims: object = jwt.decode(token, key, algorithms=ALGORITHMS).claims
     except (JoseError, ValueError, TypeError, KeyError):
         return None
     return claims if isinstance(claims, dict) else None

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flame.protocol.control import Changed, Deliver, encode
-from flame.storage.mailbox import INLINE_BYTES, Delivery
+from flame.storage.mailbox import Delivery
 
 if TYPE_CHECKING:
     from flame.storage.mailbox import SqlMailbox
@@ -110,8 +110,9 @@ class Channel:
 
 
 def frame_of(delivery: Delivery) -> bytes:
+    """The frame of a letter: all of it, or of a large one the envelope's header."""
     letter = delivery.letter
-    body = letter.body if letter.size <= INLINE_BYTES else None
+    body = letter.body or b""
     return encode(Deliver(delivery.seq, letter.kind, letter.run, letter.sender, letter.msg_id, letter.size, body))
 
 

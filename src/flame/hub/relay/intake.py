@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from flame.crypto.announce import Announcement
-from flame.crypto.envelope import Head, peek_head
+from flame.crypto.envelope import peek_head
 from flame.hub.relay.runs import RunFacts
 from flame.model.errors import Invalid, Malformed, NotAllowed, Refused
 from flame.storage.mailbox import Letter
@@ -28,8 +28,10 @@ class Addressed:
     recipients: tuple[str, ...]
 
 
-async def take_envelope(hub: HubState, node: str, data: bytes, size: int) -> tuple[Addressed, Head]:
+async def take_envelope(hub: HubState, node: str, data: bytes, size: int) -> tuple[Addressed, int]:
     """Judge an envelope by its head (`data`: at least the header). The letter has neither body nor blob yet.
+
+    Returns the letter and the length of the envelope's header.
 
     Raises Malformed, NotAllowed (another sender), Refused (run unknown, ended; a recipient that takes no part).
     """
@@ -44,7 +46,7 @@ async def take_envelope(hub: HubState, node: str, data: bytes, size: int) -> tup
         if recipient not in run.participants:
             raise Refused(f"Node {recipient} does not take part in this run.", run=head.run.hex())
     expires = min(max(head.expires, int(time.time())), int(time.time()) + LETTERBOX_SECONDS)
-    return Addressed(Letter(node, head.msg_id, head.run, "envelope", size, expires), recipients), head
+    return Addressed(Letter(node, head.msg_id, head.run, "envelope", size, expires), recipients), header
 
 
 async def take_announcement(hub: HubState, node: str, msg_id: bytes, data: bytes) -> Addressed:

@@ -123,25 +123,21 @@ async def _converse(hub: HubState, socket: WebSocket, channel: Channel) -> None:
 
 
 async def _read(hub: HubState, socket: WebSocket, channel: Channel) -> None:
-    """Frames from the node. Puts run beside each other, so that their letters share commits."""
+    """Frames from the node. Puts run beside each other, so that their letters share commits.
+
+    A Put that has come is carried out also when the channel closes meanwhile: what is stored wakes its recipients.
+    """
     running: set[asyncio.Task[None]] = set()
-    try:
-        while True:
-            data = await _next_frame(socket)
-            if data is None:
-                return
-            frame = decode_to_hub(data)
-            if isinstance(frame, Ack):
-                await _acknowledge(hub, channel.node, frame.seqs)
-            elif isinstance(frame, Put):
-                task = asyncio.create_task(_put(hub, socket, channel.node, frame))
-                running.add(task)
-                task.add_done_callback(running.discard)
-                if len(running) >= MAX_AT_ONCE:
-                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in running:
-            task.cancel()
+    while (data := await _next_frame(socket)) is not None:
+        frame = decode_to_hub(data)
+        if isinstance(frame, Ack):
+            await _acknowledge(hub, channel.node, frame.seqs)
+        elif isinstance(frame, Put):
+            task = hub.in_background(_put(hub, socket, channel.node, frame))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            if len(running) >= MAX_AT_ONCE:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _next_frame(socket: WebSocket) -> bytes | None:
@@ -204,14 +200,15 @@ async def put_message(request: Request) -> Response:
     size = _content_length(request)
     stream = request.stream()
     start = await _start(stream, min(size, MAX_HEADER))
-    addressed, _ = await take_envelope(hub, node, start, size)
+    addressed, header = await take_envelope(hub, node, start, size)
     if size <= INLINE_BYTES:
         body = start + b"".join([piece async for piece in stream])
         if len(body) != size:
             raise Malformed("The body is not as long as announced.")
         fresh = await store(hub, Addressed(replace(addressed.letter, body=body), addressed.recipients))
     else:
-        fresh = await _store_large(hub, addressed, start, stream, size)
+        letter = replace(addressed.letter, body=start[:header])
+        fresh = await _store_large(hub, Addressed(letter, addressed.recipients), start, stream, size)
     shown = {"messageId": addressed.letter.msg_id.hex(), "stored": True, "repeated": not fresh}
     return answer(shown, 202)
 
@@ -274,10 +271,10 @@ async def get_message(request: Request) -> Response:
             "The message was not found.", next_step="It was acknowledged, has expired, or is not for this node."
         )
     letter = found.letter
-    if letter.body is not None:
+    if letter.blob is None:
         return Response(letter.body, media_type="application/octet-stream")
     headers = {"content-length": str(letter.size)}
-    return StreamingResponse(_pieces(hub, letter.blob or ""), headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(_pieces(hub, letter.blob), headers=headers, media_type="application/octet-stream")
 
 
 async def _pieces(hub: HubState, blob: str) -> AsyncIterator[bytes]:
