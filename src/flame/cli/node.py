@@ -327,11 +327,11 @@ def data_add(
     """Offer a file. Without --project it is granted to nobody yet."""
     with told_errors(json):
         from flame.node.data import Sources, read_sources
-        from flame.node.data.sources import make_source, write_sources
+        from flame.node.data.sources import default_id, make_source, write_sources
 
         file = _sources_file(dir)
         source = make_source(
-            name, id or f"{name}-{path.stem}", path.expanduser().absolute(), tuple(project or ()), public
+            name, id or default_id(name, path), path.expanduser().absolute(), tuple(project or ()), public
         )
         write_sources(file, Sources((*read_sources(file).all, source)))
         Output(json).done(

@@ -103,3 +103,11 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path):
     with pytest.raises(Conflict):
         write_sources(path, Sources((one, one)))
     assert path.read_text() == before
+
+
+def test_a_source_without_an_id_has_the_same_one_every_time(tmp_path):
+    row = '[[source]]\nname = "data"\npath = "/srv/cohort.csv"\nprojects = "*"\n'
+    ids = [written(tmp_path, row).granted("data", project).id for project in "pq"]
+    assert ids == ["data-cohort", "data-cohort"]
+    with pytest.raises(Invalid, match="id"):
+        written(tmp_path, row.replace("cohort.csv", "my cohort.csv"))

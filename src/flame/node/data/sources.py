@@ -2,7 +2,7 @@
 
 [[source]]
 name = "data"                  # what an analysis asks for
-id = "breast-cancer-2026"      # what an approval fixes
+id = "breast-cancer-2026"      # what an approval fixes; NAME-FILE if left out
 path = "/srv/flame/cohort.csv" # a .csv or .parquet file
 projects = ["<project id>"]    # or "*": every project
 public = false
@@ -127,9 +127,16 @@ def make_source(name: str, id: str, path: Path, projects: tuple[str, ...], publi
     return Source(name, id, path, kind, projects, public)
 
 
+def default_id(name: str, path: Path) -> str:
+    """The id of a source that was given none: the same for the same name and file."""
+    return f"{name}-{path.stem}"
+
+
 def _source(row: dict[str, Any], nth: int, path: Path, text: str) -> Source:
     refuse_unknown(path.name, text, row, _KEYS, nth)
     place = f"{path.name}, [[source]] number {nth + 1}"
+    if isinstance(row.get("name"), str) and isinstance(row.get("path"), str):
+        row = {"id": default_id(row["name"], Path(row["path"])), **row}
     for key in ("name", "id", "path"):
         if not isinstance(row.get(key), str):
             raise Invalid(f"{place}: '{key}' is missing or no text.", next_step=f'Write {key} = "…".', key=key)

@@ -75,6 +75,7 @@ class Gateway:
         self._path = directory / SOCKET
         self._side = side
         self._listener: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
         self._lock = threading.Lock()
         self._sessions: set[_Session] = set()
         self._threads: set[threading.Thread] = set()
@@ -100,7 +101,7 @@ class Gateway:
             raise
         self._listener = listener
         self._hangups.start()
-        self._start(self._accept, "gateway-accept")
+        self._acceptor = self._start(self._accept, "gateway-accept")
 
     def close(self) -> None:
         """End all connections, wake all who wait, remove the socket. Safe to call twice."""
@@ -108,12 +109,9 @@ class Gateway:
             if self._closed:
                 return
             self._closed = True
+        self._stop_accepting()
+        with self._lock:  # nothing is added any more
             sessions, threads = list(self._sessions), list(self._threads)
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._path.unlink(missing_ok=True)
         for session in sessions:
             session.end()
         self._hangups.stop()
@@ -121,6 +119,16 @@ class Gateway:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _stop_accepting(self) -> None:
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        if self._acceptor is not None:
+            self._acceptor.join(_JOIN_SECONDS)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -157,7 +165,7 @@ class Gateway:
             with self._lock:
                 self._sessions.discard(session)
 
-    def _start(self, work: Callable[[], None], name: str) -> None:
+    def _start(self, work: Callable[[], None], name: str) -> threading.Thread:
         def run() -> None:
             try:
                 work()
@@ -169,6 +177,7 @@ class Gateway:
         with self._lock:
             self._threads.add(thread)
         thread.start()
+        return thread
 
 
 class _Session:
