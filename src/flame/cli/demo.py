@@ -16,6 +16,8 @@ from flame.cli.output import Output, told_errors
 from flame.model.errors import Invalid
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flame.lab.demo import Demo, Shown, Wish
 
 app = typer.Typer(add_completion=False)
@@ -59,6 +61,7 @@ def demo(
     with told_errors(json), ended_by_signals():
         from flame.cli.progress import progress
         from flame.lab.demo import Demo, Wish
+        from flame.lab.report import print_facts, print_result
 
         sites = read_sites(site or ())
         if sites and hospitals not in (None, len(sites)):
@@ -73,15 +76,21 @@ def demo(
             keep,
         )
         _warn_without_sandbox()
-        view = progress(json)
-        with view:
-            play = Demo(wish, view)
+        with progress(json) as view:
+
+            def present(shown: Shown) -> None:
+                view.close()
+                if not json:
+                    print_result(_console(), shown)
+
+            play = Demo(wish, view, present)
             shown = play.run()
         _write(wish, shown)
         if json:
             Output(True).document(shown.document())
         else:
-            _print(wish, shown)
+            print_facts(_console(), shown)
+            sys.stdout.write(f"\nSaved in {wish.out}: forest.png, forest.svg, result.json, table.txt\n")
         if keep:
             _say_how_to_go_on(play)
 
@@ -103,17 +112,13 @@ def _write(wish: Wish, shown: Shown) -> None:
     (wish.out / "table.txt").write_text(as_text(shown), encoding="utf-8")
 
 
-def _print(wish: Wish, shown: Shown) -> None:
+def _console() -> Console:
     from rich.console import Console
 
-    from flame.lab.report import print_report
+    from flame.lab.report import WIDE
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)
-    print_report(console, shown)
-    console.print()
-    console.print(f"Saved in {wish.out}: forest.png, forest.svg, result.json, table.txt", soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, width=WIDE)
 
 
 def _say_how_to_go_on(play: Demo) -> None:

@@ -26,6 +26,9 @@ class View(Protocol):
 
     def __call__(self, step: Progress) -> None: ...
 
+    def close(self) -> None:
+        """Make room for the result; nothing more is shown."""
+
 
 class Quiet:
     """Shows nothing: for --json."""
@@ -36,6 +39,8 @@ class Quiet:
     def __exit__(self, *_: object) -> None: ...
 
     def __call__(self, step: Progress) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Lines:
@@ -55,6 +60,9 @@ class Lines:
             self._last = (step.stage, step.text)
             self._out.write(f"{time.monotonic() - self._began:6.1f} s  {plain(step.text)}\n")
             self._out.flush()
+
+    def close(self) -> None:
+        self._last = ("", "")
 
 
 class Live:
@@ -78,6 +86,9 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._live.stop()
 
     def __call__(self, step: Progress) -> None:

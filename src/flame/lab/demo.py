@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from flame.lab import datasets
+from flame.lab.elsewhere import Elsewhere
 from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.plot import INTERCEPT, Drawing, draw_elsewhere, drawn
 from flame.lab.pooled import Request, largest_deviation, pooled_fit, pooled_result
@@ -102,7 +103,8 @@ class Shown:
 
 
 class Demo:
-    """One demonstration. ``show`` hears what happens; ``result`` is told the numbers before the picture is drawn.
+    """One demonstration. ``show`` hears what happens; ``result`` is told the numbers before the log is
+    verified and the picture drawn.
 
     Leaves nothing running and nothing but ``wish.out`` behind, however it ends; with ``wish.keep`` the federation goes
     on in ``wish.out/federation``.
@@ -121,19 +123,29 @@ class Demo:
             study = plan(self._wish, folder)
             refuse_unprotected(study)
             reference = stack.enter_context(pooled_fit(study.reference))
-            self.federation = federation = stack.enter_context(self._federation(study))
-            seconds = {"federation": self._elapsed()}
-            outcome = self._submit(federation, study)
-            seconds.update({**outcome.seconds, "result": self._elapsed()})
-            self._tell("compare", "waiting for the pooled fit")
-            shown = Shown(study, _opened(outcome), pooled_result(reference), seconds)
-            self._look_around(federation, shown)
-            self._result(shown)
-            drawing = stack.enter_context(draw_elsewhere(_drawing(shown), self._wish.out.absolute() / "forest"))
+            with self._federation(study) as federation:
+                shown = self._play(federation, study, reference)
+                drawing = stack.enter_context(draw_elsewhere(_drawing(shown), self._wish.out.absolute() / "forest"))
+                self._look_around(federation, shown)
             shown.plot = drawn(drawing)
         return shown
 
-    def _federation(self, study: Study) -> Any:
+    def _play(self, federation: Federation, study: Study, reference: Elsewhere) -> Shown:
+        self.federation = federation
+        seconds = {"federation": self._elapsed()}
+        outcome = self._submit(federation, study)
+        seconds.update({**outcome.seconds, "result": self._elapsed()})
+        self._tell("compare", "waiting for the pooled fit")
+        shown = Shown(study, _opened(outcome), pooled_result(reference), seconds)
+        self._result(shown)
+        return shown
+
+    def _look_around(self, federation: Federation, shown: Shown) -> None:
+        shown.hub = federation.hub_counts()
+        shown.log_verified = federation.log_verified()
+        shown.isolation = lowest(federation.isolation().values())
+
+    def _federation(self, study: Study) -> AbstractContextManager[Federation]:
         up = Federation.up(
             self._wish.out / FEDERATION, study.sites, public_data=study.public, record=True, progress=self._tell
         )
@@ -147,12 +159,6 @@ class Demo:
                 next_step="Repeat with --keep to find each node's log in the output directory.",
             )
         return outcome
-
-    def _look_around(self, federation: Federation, shown: Shown) -> None:
-        self._tell("check", "counting what the hub handled, verifying the log")
-        shown.hub = federation.hub_counts()
-        shown.log_verified = federation.log_verified()
-        shown.isolation = lowest(federation.isolation().values())
 
     def _tell(self, stage: str, text: str) -> None:
         self._show(Progress(stage, None, 0, text))

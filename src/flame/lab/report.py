@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_WIDTH: Final = 25
+WIDE: Final = 120
+"""Columns of a terminal that has room for the little forest plot."""
+_ROOMY: Final = 96
+_WIDTH: Final = 17
 _STAGES: Final = {
     "federation": "hub and nodes started, enrolled, confirmed",
     "submit": "uploaded, locked, signed",
@@ -28,20 +31,27 @@ _STAGES: Final = {
 }
 
 
-def as_text(shown: Shown, width: int = 110) -> str:
+def as_text(shown: Shown, width: int = WIDE) -> str:
     """The whole report without colours: what ``table.txt`` holds."""
     from rich.console import Console
 
     file = io.StringIO()
-    print_report(Console(file=file, width=width, color_system=None, highlight=False), shown)
-    return file.getvalue()
+    console = Console(file=file, width=width, color_system=None, highlight=False)
+    print_result(console, shown)
+    print_facts(console, shown)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def print_report(console: Console, shown: Shown) -> None:
+def print_result(console: Console, shown: Shown) -> None:
+    """The table, and how far it is from the pooled fit: what somebody waits for."""
     console.print()
     console.print(_heading(shown))
-    console.print(_coefficients(shown))
+    console.print(_coefficients(shown, console.width))
     console.print(_comparison(shown))
+
+
+def print_facts(console: Console, shown: Shown) -> None:
+    """What the hub handled, whether the log verifies, how well the programs were locked away, seconds by stage."""
     console.print()
     console.print(_facts(shown))
 
@@ -62,28 +72,37 @@ def _heading(shown: Shown) -> Text:
     return text
 
 
-def _coefficients(shown: Shown) -> Table:
+def _coefficients(shown: Shown, width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    digits = 6 if width >= _ROOMY else 4
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("")
-    for name in ("coefficient", "SE", "95 % CI", "p", "odds ratio"):
+    table.add_column("", min_width=12)
+    for name in (
+        "coeff.",
+        "SE",
+        "95 % CI",
+        "p",
+        "odds ratio" if digits == 6 else "OR",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(_axis(shown.coefficients), no_wrap=True)
-    table.add_column("pooled fit", justify="right", no_wrap=True)
+    if width >= WIDE:
+        table.add_column(_axis(shown.coefficients), no_wrap=True)
+    table.add_column("pooled", justify="right", no_wrap=True)
     for ours, theirs in zip(shown.coefficients, shown.pooled["coefficients"], strict=True):
-        table.add_row(
-            Text(ours["name"][:32]),
-            f"{ours['estimate']:.6f}",
-            f"{ours['se']:.6f}",
-            f"{ours['ci_low']:.3f} to {ours['ci_high']:.3f}",
+        row: list[str | Text] = [
+            Text(ours["name"][:40]),
+            f"{ours['estimate']:.{digits}f}",
+            f"{ours['se']:.{digits}f}",
+            f"{ours['ci_low']:.{digits // 2}f} to {ours['ci_high']:.{digits // 2}f}",
             p_value(ours["p"]),
             f"{ours['odds_ratio']:.4g}",
-            "" if ours["name"] == INTERCEPT else _forest(ours, shown.coefficients),
-            f"{theirs['estimate']:.6f}",
-        )
+        ]
+        if width >= WIDE:
+            row.append(Text("") if ours["name"] == INTERCEPT else _forest(ours, shown.coefficients))
+        table.add_row(*row, f"{theirs['estimate']:.{digits}f}")
     return table
 
 
