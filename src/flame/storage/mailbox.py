@@ -174,7 +174,7 @@ def _delivery(row: Row[Any]) -> Delivery:
     return Delivery(row[0], Letter(*row[1:]))
 
 
-def _put(connection: Connection, Row, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
+def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
     statement = insert(letters).values(
         sender=letter.sender,
         msg_id=letter.msg_id,
@@ -197,7 +197,7 @@ def _put(connection: Connection, Row, letter: Letter, recipients: Sequence[str],
     return seqs
 
 
-def _check_same(connection: Connection, Row, letter: Letter) -> None:
+def _check_same(connection: Connection, letter: Letter) -> None:
     known = connection.execute(
         select(letters.c.run, letters.c.kind, letters.c.size).where(
             letters.c.sender == letter.sender, letters.c.msg_id == letter.msg_id
@@ -209,7 +209,7 @@ def _check_same(connection: Connection, Row, letter: Letter) -> None:
         )
 
 
-def _next_seq(connection: Connection, Row, recipient: str, size: int, quota: Quota) -> int:
+def _next_seq(connection: Connection, recipient: str, size: int, quota: Quota) -> int:
     statement = insert(boxes).values(recipient=recipient, last_seq=1, letters=1, bytes=size)
     counted = connection.execute(
         statement.on_conflict_do_update(
@@ -233,12 +233,12 @@ def _check_quota(recipient: str, count: int, size: int, quota: Quota) -> None:
         )
 
 
-def _waiting(connection: Connection, Row, recipient: str, after: int, limit: int) -> list[Delivery]:
+def _waiting(connection: Connection, recipient: str, after: int, limit: int) -> list[Delivery]:
     statement = _DELIVERY.where(deliveries.c.recipient == recipient, deliveries.c.seq > after)
     return [_delivery(row) for row in connection.execute(statement.order_by(deliveries.c.seq).limit(limit))]
 
 
-def _acknowledge(connection: Connection, Row, recipient: str, seqs: Sequence[int]) -> list[str]:
+def _acknowledge(connection: Connection, recipient: str, seqs: Sequence[int]) -> list[str]:
     statement = delete(deliveries).where(deliveries.c.recipient == recipient, deliveries.c.seq.in_(seqs))
     gone = connection.execute(statement.returning(deliveries.c.letter_id, deliveries.c.size)).all()
     if not gone:
@@ -251,7 +251,7 @@ def _acknowledge(connection: Connection, Row, recipient: str, seqs: Sequence[int
     return [str(blob) for blob in blobs]
 
 
-def _uncount(connection: Connection, Row, recipient: str, count: int, size: int) -> None:
+def _uncount(connection: Connection, recipient: str, count: int, size: int) -> None:
     connection.execute(
         update(boxes)
         .where(boxes.c.recipient == recipient)
@@ -259,7 +259,7 @@ def _uncount(connection: Connection, Row, recipient: str, count: int, size: int)
     )
 
 
-def _forget(connection: Connection, Row, condition: object) -> list[str]:
+def _forget(connection: Connection, condition: object) -> list[str]:
     chosen = select(letters.c.id).where(condition)  # type: ignore[arg-type]
     totals = connection.execute(
         select(deliveries.c.recipient, func.count(), func.sum(deliveries.c.size))

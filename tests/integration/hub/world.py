@@ -268,8 +268,8 @@ class Study:
         wanted = {"filter[analysisId]": self.analysis, "filter[nodeId]": node.id}
         return self.researcher.get("/core/analysis-nodes", **wanted)[0]
 
-    def approval(self, node: Node, digest: str, decision: str = "approved", **changed: Any) -> dict[str, Any]:
-        return approval_body(node, "analysis", digest, decision, **changed)
+    def approval(self, node: Node, digest: str, decision: str = "approved", /, **changed: Any) -> dict[str, Any]:
+        return approval_body(node, "analysis", digest, decision, changed)
 
     def approve_project(self, node: Node, place: str) -> None:
         digest = node.get(f"/core/projects/{self.project}/proposal")["digest"]
@@ -315,13 +315,15 @@ class Study:
         return bytes.fromhex(run["id"])
 
 
-def approval_body(node: Node, subject: str, digest: str, decision: str = "approved", **changed: Any) -> dict[str, Any]:
+def approval_body(
+    node: Node, subject: str, digest: str, decision: str = "approved", changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
     now = datetime.now(UTC)
     values: dict[str, Any] = {
         "subject": subject, "manifest": digest, "node": node.id, "decision": decision, "conditions": {},
         "comment_sha256": hashlib.sha256(b"").hexdigest(), "time": stamp(now),
         "expires": stamp(now + timedelta(days=90)), "by": [By("steward", "alice")],
-    } | changed  # fmt: skip
+    } | (changed or {})  # fmt: skip
     approval = Approval(**values)
     document = json.loads(approval.encoded())
     signed = {"document": approval.encoded().decode(), "signature": sign_approval(node.key, document).hex()}
