@@ -7,25 +7,29 @@ and the run ends, saying so.
 
 Receiving: opened, numbered and durable in one transaction, then acknowledged. A large envelope stays at the hub until
 the run ends, so that the aggregator holds no more than it adds; its head is verified and counted on arrival.
+
+What no participant of the run has signed is dropped and not acknowledged: whoever can put it before this node (the hub,
+a stranger) could otherwise end the run at will. What a participant did sign and may not send ends the run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from flame.crypto import envelope
-from flame.crypto.counters import Arrival, Counter, accept, judge
+from flame.crypto.counters import Arrival, Counter, accept, judge, keep_waiting
 from flame.crypto.envelope import Head, HeadFields, Opener, RecipientKey, Sealer
-from flame.model.errors import FlameError, Malformed, Refused, RunFailed, Unavailable
+from flame.model.errors import FlameError, Refused, RunFailed, Unavailable
 from flame.node.release.payload import Label, prefix, split
 from flame.protocol.control import INLINE_BYTES, Deliver
 from flame.storage.failpoints import declare, reached
@@ -35,11 +39,20 @@ if TYPE_CHECKING:
     from flame.crypto.keys import IdentityKey
     from flame.node.link import Bulk, Link
     from flame.node.release.keys import RunKeys
-    from flame.node.release.party import Parties
+    from flame.node.release.party import Parties, Party
     from flame.storage.journal import Journal
     from flame.wire.values import Buffer
 
 CONTENT_TYPE = "application/vnd.flame.payload"
+MAX_PAYLOAD = (4 << 30) + (1 << 13)
+"""The largest body that a policy can allow, and its label: nothing larger is given memory, whatever a head says."""
+MAX_WAITING = 1024
+MAX_WAITING_BYTES = 64 << 20
+"""What is kept in memory behind a gap, from all senders; what is beyond comes again with the next connection."""
+LATEST_LOOK = 30.0
+"""Seconds after which an envelope from the future is looked at again, at the latest."""
+
+_log = logging.getLogger("flame.node")
 
 OUTBOX = declare(
     "node.outbox.after-commit", "number, envelope and digest of a message are in the outbox; nothing was sent"
@@ -53,8 +66,10 @@ BEFORE_INBOX = declare("node.inbox.before-commit", "nothing of the message; it h
 class Item:
     """One message in the inbox."""
 
-    id: int
+    place: int
+    """Where it stands in the order of arrival, the same after a restart."""
     sender: str
+    n: int
     msg_id: bytes
     type: str
     round: int
@@ -62,6 +77,22 @@ class Item:
     core: bytes
     label: Label | None = None
     """Unknown for a large one until it has been fetched."""
+    plain: bytearray | None = None
+    """The payload of a small one until it is first read; later it is read from the inbox."""
+
+
+@dataclass
+class _Batch:
+    """What is taken in together: one transaction, then the acknowledgements."""
+
+    fresh: list[tuple[Item, int, bytes]] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    controls: list[tuple[str, str, bytes]] = field(default_factory=list)
+    fatal: FlameError | None = None
+
+
+class _Dropped(Exception):
+    """Nobody of this run has signed what came; it is as if it had not come."""
 
 
 class Channel:
@@ -92,11 +123,12 @@ class Channel:
         self._sending = threading.Lock()
         self._next_n: dict[str, int] = {}
         self._counters: dict[str, Counter] = {}
-        self._behind_gap: dict[str, dict[int, tuple[Deliver, Head, bytes, bytes]]] = {}
+        self._behind_gap: dict[str, dict[int, Deliver]] = {}
         self._items: list[Item] = []
         self._arrived = threading.Condition()
         self._closed: str | None = None
         self._fetched: tuple[int, bytearray] | None = None
+        self._fetching = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._incoming: asyncio.Queue[Deliver] = asyncio.Queue()
         self.deadline = time.monotonic() + max(1.0, expires - time.time())
@@ -105,19 +137,24 @@ class Channel:
         """After a restart: counters and inbox as they were; what was sent is offered to the hub again."""
         rows = await self._journal.read(
             lambda c: c.execute(
-                "SELECT id, sender, msg_id, n, core, type, round, large FROM inbox WHERE run = ? ORDER BY id",
+                "SELECT sender, msg_id, n, core, type, round, large FROM inbox WHERE run = ? ORDER BY id",
                 (self.run,),
             ).fetchall()
         )
-        for id_, sender, msg_id, n, core, type_, round_, large in rows:
+        for place, (sender, msg_id, n, core, type_, round_, large) in enumerate(rows):
             self._counters[sender] = accept(self._counters.get(sender, Counter()), n, core)
-            self._items.append(Item(id_, sender, msg_id, type_, round_, bool(large), core))
+            self._items.append(Item(place, sender, n, msg_id, type_, round_, bool(large), core))
         counters = await self._journal.rows("SELECT recipient, next_n FROM sent_counters WHERE run = ?", self.run)
         self._next_n = dict(counters)
         for msg_id, sealed in await self._journal.rows(
-            "SELECT msg_id, sealed FROM outbox WHERE run = ? AND large = 0", self.run
+            "SELECT msg_id, sealed FROM outbox WHERE run = ? AND large = 0 AND key NOT LIKE 'final/%' ORDER BY rowid",
+            self.run,
         ):
             self._post(msg_id, self._storage_key.open(sealed, self._context(b"outbox")))
+        for item in self._items:
+            if item.type == "control" and not item.large:  # it was kept, and perhaps never acted on
+                label, body = await asyncio.to_thread(self.body, item)
+                self._on_control(item.sender, label.name, bytes(body))
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -313,67 +350,130 @@ class Channel:
             await self._take_in(frames)
 
     async def _take_in(self, frames: list[Deliver]) -> None:
-        fresh: list[tuple[Item, int, bytes]] = []
+        """The program may read before the commit: all it sends because of that is committed with it or after it."""
+        fresh: list[tuple[Item, bytes]] = []
         done: list[int] = []
-        for frame in frames:
-            try:
+        try:
+            for frame in frames:
                 self._sort(frame, fresh, done)
-            except FlameError as error:
-                self._on_refused(error)
-                return
-        if fresh:
-            reached(BEFORE_INBOX)
-            ids = await self._journal.write(lambda c: [_insert(c, self.run, item, n, body) for item, n, body in fresh])
-            reached(INBOX)
-            for (item, _, _), id_ in zip(fresh, ids, strict=True):
-                item.id = id_
+        except FlameError as error:
+            self._on_refused(error)
+            return
+        reached(BEFORE_INBOX)
+        stored = self._journal.submit(lambda c: _insert(c, self.run, fresh))
+        with self._arrived:
+            self._items.extend(item for item, _ in fresh)
+            self._arrived.notify_all()
+        await asyncio.wrap_future(stored)
+        reached(INBOX)
         for seq in done:
             await self._link.ack(seq)
-        with self._arrived:
-            self._items.extend(item for item, _, _ in fresh)
-            self._arrived.notify_all()
 
-    def _sort(self, frame: Deliver, fresh: list[tuple[Item, int, bytes]], done: list[int]) -> None:
-        large = frame.size > INLINE_BYTES
-        party = self.parties[frame.sender]
-        opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
-        stream = BytesIO(frame.body)
-        head = opener.read_head(stream)
-        core = envelope.Header.read(BytesIO(frame.body)).core
-        if head.type not in ("sum", "message", "control"):
-            raise Refused(f"{party.participant.name} sent something of the type '{head.type}', which it may not send.")
+    def _sort(self, frame: Deliver, batch: _Batch) -> None:
+        """Take in a frame, and those that waited behind it."""
+        next_: Deliver | None = frame
+        while next_ is not None:
+            next_ = self._sort_one(next_, batch)
+
+    def _sort_one(self, frame: Deliver, batch: _Batch) -> Deliver | None:
+        """Take in one frame; returns the one that waited for it."""
+        party, opener, stream, head, core = self._opened(frame)
+        self._check_may_send(party, head)
         counter = self._counters.get(frame.sender, Counter())
         n = head.recipients[head.index_of(_bytes(self.node), self._keys.run_key.key_id)].n
+        large = frame.size > INLINE_BYTES
         match judge(counter, n, core):
             case Arrival.DUPLICATE:
                 if not large:
-                    done.append(frame.seq)
+                    batch.done.append(frame.seq)
             case Arrival.EQUIVOCATION:
+                _log.error(
+                    "run %s: %s, number %d: %s and %s",
+                    self.run[:12],
+                    frame.sender,
+                    n,
+                    counter.cores[n].hex(),
+                    core.hex(),
+                )
                 raise Refused(
                     f"{party.participant.name} sent two different messages under the number {n}: its node was cloned or restored from a back-up.",
-                    code="equivocation",
+                    next_step="Ask that hospital by a way that is not the hub, then start the analysis again.",
+                    rule="equivocation",
                 )
             case Arrival.GAP:
-                self._behind_gap.setdefault(frame.sender, {})[n] = (frame, head, core, b"")
+                self._keep_behind_gap(frame, n, core)
             case Arrival.ACCEPT:
                 envelope.check_arrival(head, run=self._run, sender=party.id, now=int(time.time()))
-                body = b""
-                label = None
-                if not large:
-                    plain = bytearray(head.total_len)
-                    if len(frame.body) - stream.tell() != head.body_length:
-                        raise Malformed("An envelope is cut off, or longer than its head says.")
-                    opener.open_into(stream, memoryview(plain))
-                    label, _ = split(plain)
-                    body = self._storage_key.seal(bytes(plain), self._context(b"inbox"))
-                    done.append(frame.seq)
-                    if head.type == "control":
-                        self._on_control(frame.sender, label.name, bytes(split(plain)[1]))
-                self._counters[frame.sender] = accept(counter, n, core)
-                fresh.append((Item(-1, frame.sender, head.msg_id, head.type, head.round, large, core, label), n, body))
-                waiting = self._behind_gap.get(frame.sender, {}).pop(n + 1, None)
-                if waiting:
-                    self._sort(waiting[0], fresh, done)
+                self._accept(frame, opener, stream, head, core, n, large, batch)
+                return self._behind_gap.get(frame.sender, {}).pop(n + 1, None)
+        return None
+
+    def _opened(self, frame: Deliver) -> tuple[Party, Opener, BytesIO, Head, bytes]:
+        """Sender, and the head that it has signed for this node's key of this run. Raises _Dropped otherwise."""
+        try:
+            party = self.parties[frame.sender]
+            opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
+            stream = BytesIO(frame.body)
+            head = opener.read_head(stream)
+            return party, opener, stream, head, envelope.Header.read(BytesIO(frame.body)).core
+        except FlameError as error:
+            raise _Dropped(str(error)) from None
+
+    def _check_may_send(self, party: Party, head: Head) -> None:
+        """Data nodes contribute to sums, and to the aggregator alone; anyone may send a message."""
+        to_aggregator = self.parties[self.node].participant.role == "aggregator"
+        contributes = head.type == "sum" and party.participant.role == "default" and to_aggregator
+        if not (contributes or head.type in ("message", "control")):
+            raise Refused(
+                f"{party.participant.name} sent something of the type '{head.type}', which it may not send here.",
+                next_step="Its node does not keep to the manifest: ask that hospital, then start the analysis again.",
+            )
+        if head.total_len > MAX_PAYLOAD:
+            raise Refused(f"{party.participant.name} announced {head.total_len} bytes, more than any policy allows.")
+
+    def _accept(
+        self,
+        frame: Deliver,
+        opener: Opener,
+        stream: BytesIO,
+        head: Head,
+        core: bytes,
+        n: int,
+        large: bool,
+        batch: _Batch,
+    ) -> None:
+        body = b""
+        label = None
+        if not large:
+            plain = self._open_small(frame, opener, stream, head)
+            label, content = split(plain)
+            body = self._storage_key.seal(bytes(plain), self._context(b"inbox"))
+            batch.done.append(frame.seq)
+            if head.type == "control":
+                batch.controls.append((frame.sender, label.name, bytes(content)))
+        self._counters[frame.sender] = accept(self._counters.get(frame.sender, Counter()), n, core)
+        item = Item(-1, frame.sender, head.msg_id, head.type, head.round, large, core, label)
+        batch.fresh.append((item, n, body))
+
+    def _open_small(self, frame: Deliver, opener: Opener, stream: BytesIO, head: Head) -> bytearray:
+        """The payload. The length is compared before memory is given; a body that the sender did not sign is dropped."""
+        if len(frame.body) - stream.tell() != head.body_length:
+            raise _Dropped("the envelope is cut off, or longer than its head says")
+        plain = bytearray(head.total_len)
+        try:
+            opener.open_into(stream, memoryview(plain))
+        except FlameError as error:
+            raise _Dropped(str(error)) from None
+        return plain
+
+    def _keep_behind_gap(self, frame: Deliver, n: int, core: bytes) -> None:
+        waiting = [kept for by_number in self._behind_gap.values() for kept in by_number.values()]
+        mine = self._behind_gap.setdefault(frame.sender, {})
+        full = len(waiting) >= MAX_WAITING or sum(len(kept.body) for kept in waiting) >= MAX_WAITING_BYTES
+        if full and n not in mine:
+            raise _Dropped(f"number {n} waits behind a gap, where there is no more room")
+        self._counters[frame.sender] = keep_waiting(self._counters.get(frame.sender, Counter()), n, core)
+        mine[n] = frame
 
     def wait_for(
         self,
@@ -381,15 +481,16 @@ class Channel:
         timeout: float | None,
         cancelled: threading.Event,
         *,
+        start: int = 0,
         explain: str = "a message",
     ) -> Item | None:
-        """The first item, in order of arrival, that is wanted; waits for it. None: the time is over.
+        """The first item from ``start`` on, in order of arrival, that is wanted; waits for it. None: the time is over.
 
         ``wanted`` is asked with labels known (large items are fetched for it when their label is not).
         Raises RunFailed when the run ends while waiting.
         """
         until = self.deadline if timeout is None else min(self.deadline, time.monotonic() + timeout)
-        looked_at = 0
+        looked_at = start
         while True:
             with self._arrived:
                 while looked_at >= len(self._items):
@@ -412,11 +513,13 @@ class Channel:
         """Label and body of an item; a large one is fetched from the hub, verified and opened."""
         if item.large:
             plain = self._fetch(item)
+        elif item.plain is not None:
+            plain, item.plain = item.plain, None
         else:
-            row = self._journal.read_blocking(
-                lambda c: c.execute("SELECT body FROM inbox WHERE id = ?", (item.id,)).fetchone()
+            ((sealed,),) = self._journal.rows_blocking(
+                "SELECT body FROM inbox WHERE run = ? AND sender = ? AND n = ?", self.run, item.sender, item.n
             )
-            plain = bytearray(self._storage_key.open(row[0], self._context(b"inbox")))
+            plain = bytearray(self._storage_key.open(bytes(sealed), self._context(b"inbox")))
         item.label, body = split(plain)
         return item.label, body
 
@@ -425,28 +528,26 @@ class Channel:
         if item.label is None and item.large:
             plain = self._fetch(item)
             item.label, _ = split(plain)
-            self._fetched = (item.id, plain)
+            with self._fetching:
+                self._fetched = (item.place, plain)
         elif item.label is None:
-            self.body(item)
+            item.label, _ = self.body(item)
         assert item.label is not None
         return item.label
 
     def _fetch(self, item: Item) -> bytearray:
-        kept, self._fetched = self._fetched, None
-        if kept is not None and kept[0] == item.id:
-            return kept[1]
+        """The opened payload of a large envelope: of the very one whose head was counted on arrival."""
+        with self._fetching:
+            kept = self._fetched
+            if kept is not None and kept[0] == item.place:
+                self._fetched = None
+                return kept[1]
         party = self.parties[item.sender]
         delay = 0.05
         while True:
             try:
                 with self._bulk.get(f"/messenger/messages/{item.sender}/{item.msg_id.hex()}") as stream:
-                    opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
-                    head = opener.read_head(stream)
-                    plain = bytearray(head.total_len)
-                    opener.open_into(stream, memoryview(plain))
-                if head.msg_id != item.msg_id or head.type != item.type or head.round != item.round:
-                    raise Refused("The hub gave another envelope than the one that it announced.")
-                return plain
+                    return self._open_large(item, party, _Unbroken(stream))
             except Unavailable:
                 self._check_open()
                 if time.monotonic() > self.deadline:
@@ -454,6 +555,19 @@ class Channel:
                 with self._arrived:
                     self._arrived.wait(delay)
                 delay = min(2 * delay, 5.0)
+
+    def _open_large(self, item: Item, party: Party, stream: _Unbroken) -> bytearray:
+        header = envelope.Header.read(stream)
+        if header.core != item.core:
+            raise Refused(
+                "The hub gave another envelope than the one that it announced.",
+                next_step="Nothing of it was used. Tell the hub's operator, then start the analysis again.",
+            )
+        opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
+        head = opener.read_head(BytesIO(header.encode()))
+        plain = bytearray(head.total_len)
+        opener.open_into(stream, memoryview(plain))
+        return plain
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -476,6 +590,21 @@ class Channel:
         return what + b"\0" + self._run
 
 
+class _Unbroken:
+    """A body from the hub: where it breaks off, it is fetched again."""
+
+    def __init__(self, stream: envelope.Source) -> None:
+        self._stream = stream
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._stream.readinto(buffer)
+        if not n and len(buffer):
+            raise Unavailable(
+                "The line broke while an envelope was fetched.", next_step="The node tries again by itself."
+            )
+        return n or 0
+
+
 class _Joined:
     """Several buffers read as one stream."""
 
@@ -494,13 +623,11 @@ class _Joined:
         return n
 
 
-def _insert(connection: sqlite3.Connection, run: str, item: Item, n: int, body: bytes) -> int:
-    row = (run, item.sender, item.msg_id, n, item.core, item.type, item.round, item.large, body)
-    cursor = connection.execute(
+def _insert(connection: sqlite3.Connection, run: str, fresh: list[tuple[Item, bytes]]) -> None:
+    connection.executemany(
         "INSERT INTO inbox(run, sender, msg_id, n, core, type, round, large, body) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row,
+        [(run, i.sender, i.msg_id, i.n, i.core, i.type, i.round, i.large, sealed) for i, sealed in fresh],
     )
-    return cursor.lastrowid or 0
 
 
 def _digest(head: bytes, body: Buffer) -> bytes:
