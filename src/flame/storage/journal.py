@@ -62,11 +62,11 @@ class Journal:
         self._thread.start()
 
     async def write(self, operation: Operation[T]) -> T:
-        return await asyncio.wrap_future(self._submit(operation))
+        return await asyncio.wrap_future(self.submit(operation))
 
     def write_blocking(self, operation: Operation[T]) -> T:
         """As `write`, for threads. Never from the event loop."""
-        return self._submit(operation).result()
+        return self.submit(operation).result()
 
     async def read(self, operation: Operation[T]) -> T:
         """Run a function on a read-only connection, in a thread; sees everything that was committed."""
@@ -110,7 +110,8 @@ class Journal:
         for connection in self._open_readers:
             connection.close()
 
-    def _submit(self, operation: Operation[T]) -> Future[T]:
+    def submit(self, operation: Operation[T]) -> Future[T]:
+        """Hand an operation in; what is handed in later, from any thread, is committed with it or after it."""
         reply: Future[T] = Future()
         with self._lock:  # so that nothing is queued behind the end
             if self._closed:

@@ -85,7 +85,7 @@ class Item:
 class _Batch:
     """What is taken in together: one transaction, then the acknowledgements."""
 
-    fresh: list[tuple[Item, int, bytes]] = field(default_factory=list)
+    fresh: list[tuple[Item, bytes]] = field(default_factory=list)
     done: list[int] = field(default_factory=list)
     controls: list[tuple[str, str, bytes]] = field(default_factory=list)
     fatal: FlameError | None = None
@@ -351,23 +351,28 @@ class Channel:
 
     async def _take_in(self, frames: list[Deliver]) -> None:
         """The program may read before the commit: all it sends because of that is committed with it or after it."""
-        fresh: list[tuple[Item, bytes]] = []
-        done: list[int] = []
-        try:
-            for frame in frames:
-                self._sort(frame, fresh, done)
-        except FlameError as error:
-            self._on_refused(error)
-            return
+        batch = _Batch()
+        for frame in frames:
+            try:
+                self._sort(frame, batch)
+            except _Dropped as dropped:
+                _log.warning("run %s: something from %s is dropped: %s", self.run[:12], frame.sender, dropped)
+            except FlameError as error:
+                batch.fatal = error  # what came before it is kept all the same
+                break
         reached(BEFORE_INBOX)
-        stored = self._journal.submit(lambda c: _insert(c, self.run, fresh))
+        stored = self._journal.submit(lambda c: _insert(c, self.run, batch.fresh))
         with self._arrived:
-            self._items.extend(item for item, _ in fresh)
+            self._items.extend(item for item, _ in batch.fresh)
             self._arrived.notify_all()
         await asyncio.wrap_future(stored)
         reached(INBOX)
-        for seq in done:
+        for control in batch.controls:
+            self._on_control(*control)
+        for seq in batch.done:
             await self._link.ack(seq)
+        if batch.fatal is not None:
+            self._on_refused(batch.fatal)
 
     def _sort(self, frame: Deliver, batch: _Batch) -> None:
         """Take in a frame, and those that waited behind it."""
@@ -442,18 +447,18 @@ class Channel:
         large: bool,
         batch: _Batch,
     ) -> None:
-        body = b""
-        label = None
+        sealed, label, plain = b"", None, None
         if not large:
             plain = self._open_small(frame, opener, stream, head)
             label, content = split(plain)
-            body = self._storage_key.seal(bytes(plain), self._context(b"inbox"))
+            sealed = self._storage_key.seal(memoryview(plain), self._context(b"inbox"))
             batch.done.append(frame.seq)
             if head.type == "control":
                 batch.controls.append((frame.sender, label.name, bytes(content)))
         self._counters[frame.sender] = accept(self._counters.get(frame.sender, Counter()), n, core)
-        item = Item(-1, frame.sender, head.msg_id, head.type, head.round, large, core, label)
-        batch.fresh.append((item, n, body))
+        place = len(self._items) + len(batch.fresh)
+        item = Item(place, frame.sender, n, head.msg_id, head.type, head.round, large, core, label, plain)
+        batch.fresh.append((item, sealed))
 
     def _open_small(self, frame: Deliver, opener: Opener, stream: BytesIO, head: Head) -> bytearray:
         """The payload. The length is compared before memory is given; a body that the sender did not sign is dropped."""

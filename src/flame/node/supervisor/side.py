@@ -82,6 +82,7 @@ class Side:
         self._channel, self._guard = channel, guard
         self._snapshots, self._outlets = snapshots, outlets
         self._ordinals: Tally[str] = Tally()
+        self._first = 0  # all items before this place have been taken
         self._taken: set[int] = set()
         self._lock = threading.Lock()
         self.last_error: FlameError | None = None
@@ -163,7 +164,6 @@ class Side:
             timeout,
             cancelled,
             f"a message of the category '{category}'",
-            take=True,
         )
         if item is None:
             return None
@@ -211,27 +211,23 @@ class Side:
         )
 
     def _await(
-        self,
-        wanted: Callable[[Item], bool],
-        timeout: float | None,
-        cancelled: Cancelled,
-        explain: str,
-        *,
-        take: bool = False,
+        self, wanted: Callable[[Item], bool], timeout: float | None, cancelled: Cancelled, explain: str
     ) -> Item | None:
-        def free(item: Item) -> bool:
-            if take and item.id in self._taken:
+        """The next item that is wanted and not yet taken by this start of the program; now it is."""
+
+        def take(item: Item) -> bool:
+            if item.place in self._taken or not wanted(item):
                 return False
-            if not wanted(item):
-                return False
-            if take:
-                with self._lock:
-                    if item.id in self._taken:
-                        return False
-                    self._taken.add(item.id)
+            with self._lock:
+                if item.place in self._taken:
+                    return False
+                self._taken.add(item.place)
+                while self._first in self._taken:
+                    self._taken.discard(self._first)
+                    self._first += 1
             return True
 
-        return self._channel.wait_for(free, timeout, cancelled, explain=explain)
+        return self._channel.wait_for(take, timeout, cancelled, start=self._first, explain=explain)
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
