@@ -6,10 +6,12 @@ unknown key, a missing key or a value of another type is Malformed, and the mess
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -21,6 +23,11 @@ ReleaseKind = Literal["sum", "table", "counts", "model", "object", "log", "final
 VERSION = 1
 MAX_FILES = 2000
 MAX_PARTICIPANTS = 64
+MAX_TEXT = 4096
+MAX_RUNTIME_SECONDS = 366 * 24 * 3600
+"""Nothing waits longer, so that every clock and time-out can hold it."""
+_MAX_RESOURCES = {"cpu": 4096, "memory_bytes": 1 << 50, "disk_bytes": 1 << 50, "processes": 1 << 20}
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 Json = Any
 
@@ -167,11 +174,12 @@ def check_path(path: str) -> str:
     parts = path.split("/")
     bad = (
         not path
+        or any(unicodedata.category(c) in _UNSEEN for c in path)
         or len(path.encode()) > 512
         or path != unicodedata.normalize("NFC", path)
         or path.startswith("/")
-        or any(part in ("", ".", "..") for part in parts)
-        or any(ord(c) < 32 or c in "\\\x7f" for c in path)
+        or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
+        or "\\" in path
     )
     if bad:
         raise Malformed(
@@ -180,6 +188,34 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_text(text: str, where: str) -> str:
+    """A text that a steward reads: bounded, and nothing in it that a screen hides or rearranges. Raises Malformed."""
+    _require(len(text) <= MAX_TEXT, where, f"is longer than {MAX_TEXT} characters.")
+    unseen = next((c for c in text if unicodedata.category(c) in _UNSEEN and c not in _SEEN), None)
+    _require(unseen is None, where, f"holds the character U+{ord(unseen or ' '):04X}, which cannot be seen.")
+    return text
+
+
+def parse_time(text: str) -> datetime:
+    """A time of a document, in its one spelling: ``2026-11-23T10:00:00Z``. Raises Malformed."""
+    try:
+        moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        moment = None
+    if moment is None or format_time(moment) != text:
+        raise Malformed(f"{text[:40]!r} is not a time such as 2026-11-23T10:00:00Z.")
+    return moment
+
+
+def format_time(moment: datetime) -> str:
+    """The one spelling of a time: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime(_TIME)
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Controls, marks that turn the direction of writing, lone surrogates, what no standard assigns."""
+_SEEN = "\n\t\u200c\u200d"
+"""Allowed all the same: lines, and the joiners that some scripts are written with."""
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
@@ -194,6 +230,12 @@ def _check(m: Manifest) -> None:
     _require(m.version == VERSION, "manifest.version", f"is {m.version}; this release reads {VERSION}.")
     for where, value in (("analysis", m.analysis), ("project", m.project), ("researcher.id", m.researcher.id)):
         _check_uuid(value, where)
+    for where, text in (("title", m.title), ("purpose", m.purpose), ("researcher.name", m.researcher.name)):
+        check_text(text, where)
+    _require(parse_time(m.created) <= parse_time(m.expires), "expires", "is before the manifest was made.")
+    for argument in m.arguments:
+        check_text(argument, "arguments")
+    check_text(m.environment.reference, "environment.reference")
     _check_code(m)
     _require(bool(_DIGEST.fullmatch(m.environment.digest)), "environment.digest", "is not sha256:<64 hex digits>.")
     _check_participants(m)
@@ -208,6 +250,12 @@ def _check(m: Manifest) -> None:
             f"parameter {parameter.name[:64]!r}",
             "has a name that is not allowed.",
         )
+        for value in (parameter.default, *parameter.options):
+            _require(
+                _fits(parameter.type, value),
+                f"parameter '{parameter.name}'",
+                f"has the value {str(value)[:64]!r}, which is not of the type {parameter.type}.",
+            )
     for release in m.releases:
         _require(
             release.name == "*" or bool(_NAME.fullmatch(release.name)),
@@ -216,19 +264,17 @@ def _check(m: Manifest) -> None:
         )
         _require(
             release.max_bytes > 0 and release.rounds_max > 0,
-            f"release {release.name}",
-            "has a cap that is not positive.",
+            f"releases: the release '{release.name}' of the kind '{release.kind}'",
+            "has a cap (max_bytes, rounds_max) that is not positive.",
         )
     for recipient in m.recipients:
         _check_uuid(recipient.id, "recipients.id")
+        check_text(recipient.name, "recipients.name")
         _require(bool(_HEX64.fullmatch(recipient.result_key)), "recipients.result_key", "is not a fingerprint.")
     _require(bool(_HEX64.fullmatch(m.researcher.key)), "researcher.key", "is not a fingerprint.")
-    r = m.resources
-    _require(
-        min(r.cpu, r.memory_bytes, r.disk_bytes, r.processes, r.runtime_seconds) > 0,
-        "resources",
-        "has a limit that is not positive.",
-    )
+    for name, most in {**_MAX_RESOURCES, "runtime_seconds": MAX_RUNTIME_SECONDS}.items():
+        value = getattr(m.resources, name)
+        _require(0 < value <= most, f"resources.{name}", f"is {value}; more than 0 and at most {most} is possible.")
     _require(1 <= m.runs_max <= 1000, "runs_max", "is not between 1 and 1000.")
 
 
@@ -236,6 +282,10 @@ def _check_code(m: Manifest) -> None:
     _require(0 < len(m.code) <= MAX_FILES, "code", f"holds {len(m.code)} files; between 1 and {MAX_FILES} are allowed.")
     folded = [unicodedata.normalize("NFC", check_path(f.path).casefold()) for f in m.code]
     _require(len(set(folded)) == len(folded), "code", "holds two files whose names differ in case only.")
+    names = set(folded)
+    for path in folded:
+        parents = {path[:i] for i, c in enumerate(path) if c == "/"}
+        _require(not parents & names, "code", f"holds '{path[:200]}' below another file.")
     _require([f.path for f in m.code] == sorted(f.path for f in m.code), "code", "is not sorted by path.")
     for file in m.code:
         _require(
@@ -266,9 +316,32 @@ def _check_participants(m: Manifest) -> None:
     _require(any(p.role == "default" for p in m.participants), "participants", "need at least one data node.")
     for p in m.participants:
         _check_uuid(p.node, "participants.node")
+        check_text(p.name, "participants.name")
+        check_text(p.organisation, "participants.organisation")
         _require(bool(_HEX64.fullmatch(p.member)), f"participant {p.name[:64]}", "has no fingerprint of its member.")
+    asked: set[tuple[str, str]] = set()
     for request in m.data:
-        _require(request.node == "*" or request.node in nodes, "data", "asks a node that does not take part.")
+        _require(request.node == "*" or request.node in nodes, "data.node", "asks a node that does not take part.")
+        _require(request.min_rows >= 0, "data.min_rows", "is negative.")
+        for text in (request.source, *request.columns):
+            check_text(text, "data")
+        everyone = [p.node for p in m.participants if p.role == "default"]
+        for node in everyone if request.node == "*" else [request.node]:
+            _require((node, request.source) not in asked, "data", f"asks for the source '{request.source}' twice.")
+            asked.add((node, request.source))
+
+
+def _fits(type_: str, value: Json) -> bool:
+    """Whether a parameter's value is of its type; a list holds numbers, texts and flags."""
+    if type_ == "flag":
+        return isinstance(value, bool)
+    if type_ == "integer":
+        return type(value) is int
+    if type_ == "number":
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    if type_ == "text":
+        return isinstance(value, str) and len(value) <= MAX_TEXT
+    return isinstance(value, list | tuple) and all(any(_fits(t, v) for t in ("flag", "number", "text")) for v in value)
 
 
 def _check_uuid(value: str, where: str) -> None:
@@ -349,6 +422,7 @@ def _read_field(kind: Any, name: str, value: Json, where: str) -> Any:
         return value
     if name == "cpu":
         _require(type(value) in (int, float), where, "is not a number.")
+        _require(math.isfinite(value), where, "is not a number.")
         return float(value) if float(value) != int(value) else int(value)
     choices = _CHOICES.get((kind.__name__, name))
     text = _text(value, where)
@@ -362,5 +436,7 @@ def _list(value: Json, where: str) -> list[Json]:
 
 
 def _text(value: Json, where: str) -> str:
-    _require(isinstance(value, str) and len(value) <= 4096, where, "is not a text of at most 4096 characters.")
+    _require(
+        isinstance(value, str) and len(value) <= MAX_TEXT, where, f"is not a text of at most {MAX_TEXT} characters."
+    )
     return value  # type: ignore[no-any-return]

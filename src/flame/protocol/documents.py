@@ -27,11 +27,14 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def decode(cls, data: bytes) -> Any:
-        """Read canonical bytes strictly. Raises Malformed."""
+        """Read canonical bytes strictly: nothing added, nothing left out. Raises Malformed."""
         try:
-            return msgspec.convert(parse_canonical(data), cls, strict=True)
+            document = msgspec.convert(parse_canonical(data), cls, strict=True)
         except msgspec.ValidationError as error:
             raise Malformed(f"A {cls.__name__} cannot be read: {error}") from None
+        if document.encoded() != data:
+            raise Malformed(f"A {cls.__name__} cannot be read: a field is missing or not in its one form.")
+        return document
 
 
 class StartOrder(_Document, frozen=True):
@@ -45,7 +48,7 @@ class StartOrder(_Document, frozen=True):
     """Node ids, sorted."""
     created: str
     expires: str
-    version: int = 1
+    version: Literal[1] = 1
 
 
 class By(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +69,7 @@ class Approval(_Document, frozen=True):
     time: str
     expires: str
     by: list[By]
-    version: int = 1
+    version: Literal[1] = 1
 
 
 class Proposal(_Document, frozen=True):
@@ -76,7 +79,7 @@ class Proposal(_Document, frozen=True):
     name: str
     description: str
     creator: str
-    version: int = 1
+    version: Literal[1] = 1
 
 
 class Event(_Document, frozen=True):
@@ -92,7 +95,7 @@ class Event(_Document, frozen=True):
     facts: dict[str, Any]
     nonce: str
     """32 hex digits; makes a repeat of the same event recognisable as the same."""
-    version: int = 1
+    version: Literal[1] = 1
 
 
 class SignedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

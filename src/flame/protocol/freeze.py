@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from flame.model.errors import Invalid, Malformed
@@ -25,11 +25,16 @@ from flame.model.manifest import (
     Researcher,
     Resources,
     check_path,
+    format_time,
+    parse_time,
 )
+
+__all__ = ["AUTHOR_FILE", "LockedState", "format_time", "freeze", "parse_time", "read_author_file"]
 
 AUTHOR_FILE = "flame.toml"
 DEFAULT_DAYS = 90
 MIB = 1 << 20
+MAX_AUTHOR_FILE = MIB
 
 DEFAULT_RELEASES = (
     Release("*", "object", 8 * MIB, 1000, "clear", "auto"),
@@ -70,11 +75,11 @@ def freeze(state: LockedState) -> Manifest:
     author = _parse(state.author_file)
     analysis = _table(author, "analysis", {"purpose", "days", "runs_max", "title"})
     try:
-        return Manifest(
+        manifest = Manifest(
             version=VERSION,
             analysis=state.analysis,
             project=state.project,
-            title=state.title,
+            title=_typed(analysis, "analysis", "title", str, state.title),
             purpose=_typed(analysis, "analysis", "purpose", str, ""),
             created=state.created,
             expires=_expiry(state.created, _typed(analysis, "analysis", "days", int, DEFAULT_DAYS)),
@@ -91,6 +96,7 @@ def freeze(state: LockedState) -> Manifest:
             recipients=_recipients(author, state),
             researcher=state.researcher,
         )
+        return Manifest.from_document(manifest.document())  # what no node would read is not locked either
     except Malformed as error:
         raise Invalid(f"The analysis cannot be locked: {error.message}", next_step=error.next_step) from None
 
@@ -103,9 +109,13 @@ def read_author_file(content: bytes) -> dict[str, Any]:
 def _parse(content: bytes | None) -> dict[str, Any]:
     if content is None:
         return {}
+    if len(content) > MAX_AUTHOR_FILE:
+        raise Invalid(f"{AUTHOR_FILE} has {len(content)} bytes; at most {MAX_AUTHOR_FILE} are read.")
     try:
         parsed = tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise Invalid(f"{AUTHOR_FILE} is nested too deeply.") from None
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise Invalid(f"{AUTHOR_FILE} cannot be read: {error}") from None
     if unknown := sorted(set(parsed) - _TABLES):
         raise Invalid(
@@ -141,6 +151,8 @@ def _known(table: Mapping[str, Any], where: str, known: set[str]) -> Mapping[str
 
 def _typed(table: Mapping[str, Any], where: str, key: str, kind: Any, default: Any) -> Any:
     value = table.get(key, default)
+    if value is None:
+        raise Invalid(f"{AUTHOR_FILE}: {where}.{key} is missing.", next_step=f"Set '{key}' in [[{where}]].")
     if isinstance(value, bool) is not (kind is bool) or not isinstance(value, kind):
         raise Invalid(f"{AUTHOR_FILE}: {where}.{key} is {value!r}, which is not of the right type.")
     return value
@@ -149,26 +161,18 @@ def _typed(table: Mapping[str, Any], where: str, key: str, kind: Any, default: A
 def _texts(table: Mapping[str, Any], where: str, key: str) -> tuple[str, ...]:
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise Invalid(f"{AUTHOR_FILE}: {where}.{key} is a list of texts.")
+        name = f"{where}.{key}" if where else key
+        raise Invalid(f"{AUTHOR_FILE}: {name} is not a list of texts.", next_step=f'Write {key} = ["...", "..."].')
     return tuple(value)
 
 
 def _expiry(created: str, days: int) -> str:
     if not 1 <= days <= 3650:
         raise Invalid(f"{AUTHOR_FILE}: analysis.days is {days}; between 1 and 3650 are allowed.")
-    return format_time(parse_time(created) + timedelta(days=days))
-
-
-def parse_time(text: str) -> datetime:
-    """A time of a document: ``2026-11-23T10:00:00Z``. Raises Malformed."""
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:
-        raise Malformed(f"{text[:40]!r} is not a time such as 2026-11-23T10:00:00Z.") from None
-
-
-def format_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return format_time(parse_time(created) + timedelta(days=days))
+    except OverflowError:
+        raise Invalid(f"{AUTHOR_FILE}: analysis.days is {days}; the calendar ends before.") from None
 
 
 def _data(author: Mapping[str, Any]) -> tuple[DataRequest, ...]:
@@ -193,11 +197,27 @@ def _parameters(author: Mapping[str, Any]) -> tuple[Parameter, ...]:
         Parameter(
             _typed(row, "parameters", "name", str, None),
             _typed(row, "parameters", "type", str, "text"),
-            row.get("default"),
-            tuple(row.get("options", ())),
+            _default(row),
+            _options(row),
         )
         for row in rows
     )
+
+
+def _default(row: Mapping[str, Any]) -> Any:
+    if "default" not in row:
+        raise Invalid(
+            f"{AUTHOR_FILE}: parameters.default of '{row.get('name')}' is missing.",
+            next_step="A run that sets no value needs one.",
+        )
+    return row["default"]
+
+
+def _options(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    options = row.get("options", [])
+    if not isinstance(options, list):
+        raise Invalid(f"{AUTHOR_FILE}: parameters.options of '{row.get('name')}' is not a list.")
+    return tuple(options)
 
 
 def _releases(author: Mapping[str, Any]) -> tuple[Release, ...]:
@@ -232,7 +252,7 @@ def _resources(author: Mapping[str, Any]) -> Resources:
 
 
 def _recipients(author: Mapping[str, Any], state: LockedState) -> tuple[Recipient, ...]:
-    names = _texts(author, AUTHOR_FILE, "recipients") or (state.researcher.name,)
+    names = _texts(author, "", "recipients") or (state.researcher.name,)
     if unknown := [name for name in names if name not in state.people]:
         raise Invalid(
             f"{AUTHOR_FILE} names the recipient '{unknown[0]}', who has no result key at the hub.",
