@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
 from flame.crypto.canonical import digest, parse_canonical
 from flame.crypto.keys import PublicKey, fingerprint_words, parse_fingerprint
-from flame.crypto.signatures import sign_approval
-from flame.model.errors import Conflict, DoesNotMatchApproval, FlameError, Invalid, NotFound, Refused, Unavailable
+from flame.crypto.signatures import sign_approval, verify_manifest
+from flame.model.errors import (
+    BadSignature,
+    Conflict,
+    DoesNotMatchApproval,
+    FlameError,
+    Invalid,
+    NotFound,
+    Refused,
+    Unavailable,
+)
 from flame.model.manifest import Manifest
 from flame.node.context import Context, log, now
 from flame.node.supervisor.events import Events
@@ -45,6 +54,12 @@ class Decisions:
         if kind not in ("node", "researcher", "result"):
             raise Invalid(f"'{kind}' is no kind of member.", next_step="Use node, researcher or result.")
         hex_ = parse_fingerprint(fingerprint).hex()
+        known = (await self.members()).get(hex_)
+        if known is not None and known.kind != kind:
+            raise Conflict(
+                f"This key is confirmed here as the one of a {known.kind} ({known.name}), not of a {kind}.",
+                next_step="Compare the fingerprint again: one key serves one purpose.",
+            )
         row = (hex_, kind, name[:128], "", steward, format_time(now()))
         await self._context.journal.execute(
             "INSERT INTO members VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(fingerprint) DO UPDATE SET name = excluded.name",
@@ -143,13 +158,22 @@ class Decisions:
             "title": manifest.title,
             "digest": hex_,
             "signed": signature is not None,
+            "signatureVerified": signature is not None and _check_signature(manifest, content, signature, members),
             "manifest": manifest.document(),
             "decision": await self._decision(id_, hex_),
-            "confirmed": {
-                **{p.name: p.node == self._context.node or p.member in members for p in manifest.participants},
-                f"researcher {manifest.researcher.name}": manifest.researcher.key in members,
-                **{f"recipient {r.name}": r.result_key in members for r in manifest.recipients},
-            },
+            "confirmed": _confirmed(
+                [
+                    *(
+                        (p.name, p.node == self._context.node or _is(members, p.member, "node"))
+                        for p in manifest.participants
+                    ),
+                    (
+                        f"researcher {manifest.researcher.name}",
+                        _is(members, manifest.researcher.key, "researcher"),
+                    ),
+                    *((f"recipient {r.name}", _is(members, r.result_key, "result")) for r in manifest.recipients),
+                ]
+            ),
         }
 
     async def decide(
@@ -160,19 +184,44 @@ class Decisions:
         comment: str = "",
         days: int = DEFAULT_DAYS,
         confirm_unsigned: bool = False,
+        seen_digest: str = "",
     ) -> dict[str, Any]:
+        """Sign a decision on the manifest that is stored here.
+
+        ``seen_digest``: what the steward looked at; another one by now is refused, so that the hub cannot exchange the
+        manifest between the looking and the signing.
+        """
         content, hex_, signature = await self._stored(analysis)
-        manifest = read_manifest(content)
-        if decision == "approved" and signature is None and not confirm_unsigned:
-            if self._context.policy.unsigned_submissions == "refuse":
-                raise Refused("The manifest is not signed, and this hospital's policy refuses unsigned submissions.")
+        if seen_digest and seen_digest != hex_:
+            raise DoesNotMatchApproval(
+                "The manifest has been changed since it was shown; nothing was decided.",
+                next_step="Look at it again with `flame node show ANALYSIS`, then decide.",
+            )
+        if decision == "approved":
+            await self._check_approvable(read_manifest(content), content, signature, confirm_unsigned)
+        # a confirmation for an unsigned manifest says nothing about a signed one, whose orders must be signed too
+        unsigned = confirm_unsigned and signature is None
+        return await self._record("analysis", analysis, hex_, decision, steward, comment, days, unsigned)
+
+    async def _check_approvable(
+        self, manifest: Manifest, content: bytes, signature: str | None, confirm_unsigned: bool
+    ) -> None:
+        if manifest.participant(self._context.node) is None:
+            raise Refused(
+                "This node is not a participant of the manifest.", next_step="Nothing: other hospitals were asked."
+            )
+        if signature is not None:
+            _check_signature(manifest, content, signature, await self.members())
+        elif self._context.policy.unsigned_submissions == "refuse":
+            raise Refused(
+                "The manifest is not signed, and this hospital's policy refuses unsigned submissions.",
+                next_step="Ask the researcher to sign it with `flame sign`.",
+            )
+        elif not confirm_unsigned:
             raise Refused(
                 "The manifest is not signed: only the hub says who asks for this.",
                 next_step="Ask the researcher to sign it, or approve with --confirm-unsigned.",
             )
-        if decision == "approved" and manifest.participant(self._context.node) is None:
-            raise Refused("This node is not a participant of the manifest.")
-        return await self._record("analysis", analysis, hex_, decision, steward, comment, days, confirm_unsigned)
 
     async def live(self, analysis: str, digest_hex: str) -> tuple[bytes, bytes, bool] | None:
         """The newest standing decision on a digest: document, signature, whether unsigned was confirmed."""
@@ -194,7 +243,7 @@ class Decisions:
             members=await self.members(),
             approval=live[0] if live else None,
             approval_signature=live[1] if live else b"",
-            unsigned_confirmed=bool(live and live[2]),
+            unsigned_confirmed=bool(live and live[2]) and self._context.policy.unsigned_submissions != "refuse",
         )
 
     # --- projects ---------------------------------------------------------------------------------------------------
@@ -238,6 +287,8 @@ class Decisions:
                 continue
             except FlameError as error:
                 log.error("the hub does not take a decision: %s", error)
+            except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node
+                log.exception("the hub's answer about a decision cannot be read")
 
     async def flush(self) -> None:
         rows = await self._context.journal.rows(
@@ -338,6 +389,44 @@ class Decisions:
             return "pending"
         approval: Approval = Approval.decode(live[0])
         return approval.decision if approval.manifest == hex_ else "pending"
+
+
+def _is(members: Mapping[str, Member], fingerprint: str, kind: str) -> bool:
+    member = members.get(fingerprint)
+    return member is not None and member.kind == kind
+
+
+def _confirmed(named: Iterable[tuple[str, bool]]) -> dict[str, bool]:
+    """By name; a name that two bear is confirmed when both are, so that nobody hides behind another's name."""
+    found: dict[str, bool] = {}
+    for name, confirmed in named:
+        found[name] = found.get(name, True) and confirmed
+    return found
+
+
+def _check_signature(manifest: Manifest, content: bytes, signature: str, members: Mapping[str, Member]) -> bool:
+    """Whether the researcher's signature could be verified; False as long as the key is not known here.
+
+    Raises BadSignature for one that is wrong.
+    """
+    member = members.get(manifest.researcher.key)
+    if member is None or member.kind != "researcher" or not member.public:
+        return False
+    try:
+        raw = bytes.fromhex(signature)
+    except ValueError:
+        raise BadSignature("The manifest's signature cannot be read.", next_step=_SIGN_AGAIN) from None
+    try:
+        verify_manifest(PublicKey.from_hex_pem(member.public), raw, digest(content))
+    except BadSignature as error:
+        raise BadSignature(
+            f"The manifest is not signed by {manifest.researcher.name}, although the hub shows a signature.",
+            next_step=_SIGN_AGAIN,
+        ) from error
+    return True
+
+
+_SIGN_AGAIN = "Ask the researcher by telephone, and to sign it again with `flame sign`."
 
 
 def _fingerprint_of(public: str) -> str:

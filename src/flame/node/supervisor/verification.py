@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from flame.crypto.canonical import digest, parse_canonical
+from flame.crypto.canonical import canonical, digest, parse_canonical
 from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import verify_approval, verify_manifest, verify_start_order
 from flame.model.errors import (
@@ -66,9 +66,14 @@ def verify_participants(manifest: Manifest, situation: Situation) -> None:
     """This node takes part under its own key, and every other participant's key is confirmed here."""
     own = manifest.participant(situation.node)
     if own is None:
-        raise Refused("This node is not a participant of the manifest.")
+        raise Refused(
+            "This node is not a participant of the manifest.", next_step="Nothing: other hospitals were asked."
+        )
     if own.member != situation.own_key.fingerprint.hex():
-        raise DoesNotMatchApproval("The manifest names another key for this node than its own.")
+        raise DoesNotMatchApproval(
+            "The manifest names another key for this node than its own.",
+            next_step="The hub knows this node under a wrong key: compare fingerprints with its administrator.",
+        )
     for participant in manifest.participants:
         if participant.node != situation.node:
             _confirmed(situation, participant.member, "node", participant.name)
@@ -112,29 +117,55 @@ def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approva
             next_step="Compare with `flame node show ANALYSIS`, then approve anew or reject.",
         )
     if approval.decision != "approved":
-        raise NotApproved("A steward of this hospital has rejected this manifest.")
+        raise NotApproved(
+            "A steward of this hospital has rejected this manifest.",
+            next_step="Only a steward can change that, with `flame node approve ANALYSIS`.",
+        )
+    if approval.conditions:
+        raise Refused(
+            "The approval carries conditions that this release of FLAME cannot apply.",
+            next_step="A steward approves again without conditions, or a newer release is installed.",
+        )
     if parse_time(approval.expires) < situation.now:
         raise Expired("This hospital's approval has expired.", next_step="A steward may approve it again.")
     return approval
 
 
 def verify_order(
-    manifest: Manifest, manifest_digest: bytes, order: bytes, signature: bytes | None, situation: Situation
+    manifest: Manifest,
+    manifest_digest: bytes,
+    order: bytes,
+    signature: bytes | None,
+    situation: Situation,
+    *,
+    accepted: bool = False,
 ) -> StartOrder:
-    """The signed start order, its time, its number, its participants and its parameter values."""
+    """The signed start order, its time, its number, its participants and its parameter values.
+
+    ``accepted``: this run was accepted before a restart of the node; the order's own time was judged then, once.
+    """
     parsed: StartOrder = StartOrder.decode(order)
     if parsed.manifest != manifest_digest.hex():
-        raise DoesNotMatchApproval("The start order is for another manifest.")
+        raise DoesNotMatchApproval(
+            "The start order is for another manifest.",
+            next_step="Nothing has run. Tell the hub's operator; the researcher starts it again with `flame start`.",
+        )
     if signature is not None:
         member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
         verify_start_order(_key(member), signature, digest(order))
     elif not situation.unsigned_confirmed:
         raise BadSignature("The start order is not signed by the researcher.", next_step="Start it with `flame start`.")
-    _verify_times(manifest, parsed, situation.now)
+    _verify_times(manifest, parsed, situation.now, accepted=accepted)
     if parsed.participants != [p.node for p in manifest.participants]:
-        raise DoesNotMatchApproval("The start order names other participants than the manifest.")
+        raise DoesNotMatchApproval(
+            "The start order names other participants than the manifest.",
+            next_step="The researcher starts it again with `flame start`.",
+        )
     if not 1 <= parsed.number <= manifest.runs_max:
-        raise Refused(f"The start order has the number {parsed.number}; the manifest allows 1 to {manifest.runs_max}.")
+        raise Refused(
+            f"The start order has the number {parsed.number}; the manifest allows 1 to {manifest.runs_max}.",
+            next_step="For more runs, set runs_max in flame.toml and submit the analysis again.",
+        )
     resolve_parameters(manifest, parsed.parameters)
     return parsed
 
@@ -143,11 +174,15 @@ def resolve_parameters(manifest: Manifest, given: Mapping[str, Any]) -> dict[str
     """Each parameter's value: the given one if it is among the approved options, else the default. Raises Refused."""
     known = {p.name: p for p in manifest.parameters}
     if unknown := sorted(set(given) - set(known)):
-        raise Refused(f"The start order sets '{unknown[0]}', which is no parameter of the manifest.")
+        raise Refused(
+            f"The start order sets '{unknown[0][:64]}', which is no parameter of the manifest.",
+            next_step="Leave it out, or declare it under [[parameters]] in flame.toml and submit the analysis again.",
+        )
     values: dict[str, Any] = {}
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
-        if value != parameter.default and value not in parameter.options:
+        # by their canonical bytes: for Python, true, 1 and 1.0 are all the same
+        if canonical(value) not in {canonical(approved) for approved in (parameter.default, *parameter.options)}:
             raise Refused(
                 f"The parameter '{name}' has a value that was not approved.",
                 next_step="Use one of the approved options.",
@@ -161,13 +196,16 @@ def check_number(known_run: str | None, run: str) -> None:
     from flame.model.errors import Replayed
 
     if known_run is not None and known_run != run:
-        raise Replayed("A run with this number has been ordered before with other content; a number counts once.")
+        raise Replayed(
+            "A run with this number has been ordered before with other content; a number counts once.",
+            next_step="The researcher starts it with the next number: `flame start`.",
+        )
 
 
-def _verify_times(manifest: Manifest, order: StartOrder, now: datetime) -> None:
+def _verify_times(manifest: Manifest, order: StartOrder, now: datetime, *, accepted: bool) -> None:
     if parse_time(manifest.expires) < now:
         raise Expired("The manifest has expired.", next_step="Submit the analysis again.")
-    if parse_time(order.expires) + TOLERANCE < now:
+    if parse_time(order.expires) < now - TOLERANCE and not accepted:
         raise Expired("The start order has expired.", next_step="Start it again with `flame start`.")
     if parse_time(order.created) > now + TOLERANCE:
         raise Expired(
@@ -193,5 +231,8 @@ def _key(member: Member) -> PublicKey:
         )
     key = PublicKey.from_hex_pem(member.public)
     if key.fingerprint.hex() != member.fingerprint:
-        raise Malformed(f"The stored key of {member.name} does not fit its fingerprint.")
+        raise Malformed(
+            f"The stored key of {member.name} does not fit its fingerprint.",
+            next_step="The node's database was changed by something else: restore it, then confirm the member again.",
+        )
     return key
