@@ -78,7 +78,7 @@ def _coefficients(shown: Shown, width: int) -> Table:
     from rich.text import Text
 
     digits = 6 if width >= _ROOMY else 4
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", min_width=12)
     for name in (
         "coeff.",
