@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TIMEOUT = 120.0
+_MAX_ANSWER = 1 << 20
 _BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 507: Exhausted, 503: Unavailable}
 
 
@@ -39,8 +40,10 @@ class Bulk:
             connection.endheaders()
             early = self._send(connection, pieces)
             response = connection.getresponse()
-            content = response.read()
-            if early and response.status < 400:
+            content = response.read(_MAX_ANSWER)
+            if not response.isclosed():
+                connection.close()
+            if early and response.status < 300:
                 raise Unavailable("The line broke while an envelope was sent.") from early
             _check(response.status, content)
 
@@ -50,8 +53,8 @@ class Bulk:
         with self._connection() as connection:
             connection.request("GET", self._where.path + path, headers={"Authorization": f"Bearer {self._token()}"})
             response = connection.getresponse()
-            if response.status >= 400:
-                _check(response.status, response.read(1 << 20))
+            if response.status >= 300:  # a redirection too: a hub sends nobody elsewhere with a node's credential
+                _check(response.status, response.read(_MAX_ANSWER))
             yield response
             if not response.isclosed():
                 connection.close()
@@ -96,10 +99,11 @@ class Bulk:
 
 
 def _check(status: int, content: bytes) -> None:
-    if status < 400:
+    if status < 300:
         return
     problem: dict[str, str] = {}
-    with suppress(ValueError):
-        problem = json.loads(content)
+    with suppress(ValueError, RecursionError):
+        parsed = json.loads(content)
+        problem = parsed if isinstance(parsed, dict) else {}
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
     raise kind(str(problem.get("message", f"HTTP {status}")), next_step=str(problem.get("nextStep", "")))

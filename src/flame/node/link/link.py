@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame import __version__
 from flame.crypto.keys import IdentityKey
-from flame.model.errors import Exhausted, FlameError, NotAuthenticated, NotFound, Refused, Unavailable
+from flame.model.errors import Exhausted, FlameError, Malformed, NotAuthenticated, NotFound, Refused, Unavailable
 from flame.node.link.credentials import token_request
 from flame.protocol import control
 
@@ -22,6 +23,10 @@ Noticed = Callable[[control.Changed], Awaitable[None]]
 Connected = Callable[[], Awaitable[None]]
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 10.0
+MAX_ANSWER = 16 << 20
+"""Bytes of one answer of the hub: a manifest and its surroundings have far fewer."""
+RETRY_SECONDS = 1.0
+MAX_LOG_SIZE = 2**53
 _KINDS: dict[str, type[FlameError]] = {k.code: k for k in (Exhausted, NotFound, NotAuthenticated, Unavailable)}
 
 
@@ -51,6 +56,7 @@ class Link:
         self._bearer, self._bearer_until = "", 0.0
         self._bearer_lock = asyncio.Lock()
         self._waiting: dict[bytes, tuple[control.Put, asyncio.Future[None]]] = {}
+        self._again: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self.online = asyncio.Event()
         self.last_error = ""
@@ -68,6 +74,8 @@ class Link:
                 await self._converse()
                 delay = _BACKOFF_FIRST
             except (aiohttp.ClientError, OSError, FlameError, TimeoutError) as error:
+                if getattr(error, "status", None) == 401:
+                    self._bearer_until = 0.0  # the hub does not know this token any more
                 self.last_error = str(error)
             self.online.clear()
             self._socket = None
@@ -90,26 +98,36 @@ class Link:
         await self._send(control.Ack([seq]))
 
     async def _converse(self) -> None:
+        import aiohttp
+
         bearer = await self.bearer()
         url = self.hub.replace("http", "ws", 1) + control.PATH
         async with (await self._http()).ws_connect(
             url, headers={"Authorization": f"Bearer {bearer}"}, heartbeat=20, max_msg_size=control.MAX_FRAME, compress=0
         ) as socket:
             await socket.send_bytes(control.encode(control.Hello(control.VERSION, __version__)))
-            welcome = control.decode_to_node(await socket.receive_bytes(timeout=30))
+            first = await socket.receive(timeout=30)
+            welcome = control.decode_to_node(first.data) if first.type is aiohttp.WSMsgType.BINARY else None
             if not isinstance(welcome, control.Welcome):
                 raise Unavailable("The hub did not greet as a hub of ours does.")
+            if not 0 <= welcome.log_size < MAX_LOG_SIZE or len(welcome.log_root) not in (0, 32):
+                raise Malformed("The hub greeted with a tree head that cannot be one.")
             self.newest_head = max(self.newest_head, (welcome.log_size, welcome.log_root))
             self._socket, self.last_error = socket, ""
             self.online.set()
             for waiting, _ in list(self._waiting.values()):
                 await self._send(waiting)
             listening = asyncio.create_task(self._listen(socket))
-            try:
-                await self._on_connected()
+            greeting = asyncio.ensure_future(self._on_connected())
+            try:  # a greeting that cannot be finished must not outlive its connection
+                done, _ = await asyncio.wait({listening, greeting}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
                 await listening
             finally:
                 listening.cancel()
+                greeting.cancel()
+                await asyncio.gather(listening, greeting, return_exceptions=True)
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         import aiohttp
@@ -124,6 +142,8 @@ class Link:
                 await self._on_changed(frame)
             elif isinstance(frame, control.Stored):
                 self._settle(frame.msg_id, None)
+            elif isinstance(frame, control.Rejected) and frame.code == Unavailable.code:
+                self._loop.call_later(RETRY_SECONDS, self._send_again, frame.msg_id)
             elif isinstance(frame, control.Rejected):
                 kind = _KINDS.get(frame.code, Refused)
                 self._settle(frame.msg_id, kind(frame.message, next_step=frame.next_step))
@@ -136,6 +156,13 @@ class Link:
             entry[1].set_exception(error)
         else:
             entry[1].set_result(None)
+
+    def _send_again(self, msg_id: bytes) -> None:
+        entry = self._waiting.get(msg_id)
+        if entry is not None:
+            task = asyncio.create_task(self._send(entry[0]))
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
 
     async def _send(self, frame: control.ToHub) -> None:
         """Send if connected; what must arrive is sent again after the next Welcome."""
@@ -155,15 +182,17 @@ class Link:
         session = await self._http()
         headers = {"Authorization": f"Bearer {await self.bearer()}"}
         try:
-            async with session.request(method, self.hub + path, json=body, headers=headers) as response:
-                content = await response.json(content_type=None)
+            async with session.request(
+                method, self.hub + path, json=body, headers=headers, allow_redirects=False
+            ) as response:
+                content = await _read_json(response)
                 status = response.status
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise Unavailable(
                 f"The hub cannot be reached: {error}.", next_step="The node tries again by itself."
             ) from None
-        if status >= 400:
-            raise _problem(status, content)
+        if status >= 300:
+            raise self._problem(status, content)
         return content
 
     async def download(self, path: str, limit: int) -> bytes:
@@ -172,9 +201,9 @@ class Link:
 
         headers = {"Authorization": f"Bearer {await self.bearer()}", "Accept-Encoding": "identity"}
         try:
-            async with (await self._http()).get(self.hub + path, headers=headers) as response:
-                if response.status >= 400:
-                    raise _problem(response.status, await response.json(content_type=None))
+            async with (await self._http()).get(self.hub + path, headers=headers, allow_redirects=False) as response:
+                if response.status >= 300:
+                    raise self._problem(response.status, await _read_json(response))
                 chunks, size = [], 0
                 async for chunk in response.content.iter_chunked(1 << 20):
                     size += len(chunk)
@@ -193,10 +222,12 @@ class Link:
         form.add_field("file", content, filename=name, content_type="application/octet-stream")
         headers = {"Authorization": f"Bearer {await self.bearer()}"}
         try:
-            async with (await self._http()).post(self.hub + path, data=form, headers=headers) as response:
-                answer = await response.json(content_type=None)
-                if response.status >= 400:
-                    raise _problem(response.status, answer)
+            async with (await self._http()).post(
+                self.hub + path, data=form, headers=headers, allow_redirects=False
+            ) as response:
+                answer = await _read_json(response)
+                if response.status >= 300:
+                    raise self._problem(response.status, answer)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise Unavailable(f"The hub cannot be reached: {error}.") from None
         return answer
@@ -222,15 +253,28 @@ class Link:
 
         try:
             async with (await self._http()).post(
-                self.hub + "/auth/token", json=token_request(self._identity, self._client, self.hub)
+                self.hub + "/auth/token",
+                json=token_request(self._identity, self._client, self.hub),
+                allow_redirects=False,
             ) as response:
-                answer = await response.json(content_type=None)
+                answer = await _read_json(response)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise Unavailable(f"The hub cannot be reached: {error}.") from None
-        if response.status >= 400:
-            raise _problem(response.status, answer)
-        self._bearer = str(answer["access_token"])
-        self._bearer_until = time.monotonic() + max(5.0, float(answer["expires_in"]) * 0.6)
+        if response.status >= 300:
+            raise self._problem(response.status, answer)
+        token, lifetime = answer.get("access_token"), answer.get("expires_in")
+        if not isinstance(token, str) or not isinstance(lifetime, int | float):
+            raise Unavailable("The hub's answer to the request for a token cannot be read.")
+        self._bearer = token
+        self._bearer_until = time.monotonic() + min(3600.0, max(5.0, lifetime * 0.6))
+
+    def _problem(self, status: int, problem: dict[str, Any]) -> FlameError:
+        if status == 401:
+            self._bearer_until = 0.0  # the hub does not know this token any more: the next call asks for another one
+        kinds: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 507: Exhausted}
+        kind = kinds.get(status, Unavailable if status >= 500 else Refused)
+        message = str(problem.get("message", f"HTTP {status}"))
+        return kind(message, next_step=str(problem.get("nextStep", "")), status=status)
 
     async def _http(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -244,9 +288,18 @@ class Link:
         return self._session
 
 
-def _problem(status: int, content: Any) -> FlameError:
-    problem = content if isinstance(content, dict) else {}
-    kind = {401: NotAuthenticated, 404: NotFound, 507: Exhausted}.get(status, Unavailable if status >= 500 else Refused)
-    return kind(
-        str(problem.get("message", f"HTTP {status}")), next_step=str(problem.get("nextStep", "")), status=status
-    )
+async def _read_json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """An answer's object, of bounded size; of an empty body an empty one. Raises Unavailable for anything else."""
+    pieces, size = [], 0
+    async for piece in response.content.iter_chunked(1 << 16):
+        size += len(piece)
+        if size > MAX_ANSWER:
+            raise Unavailable(f"The hub's answer is longer than {MAX_ANSWER} bytes.")
+        pieces.append(piece)
+    try:
+        content = json.loads(b"".join(pieces) or b"{}")
+    except (ValueError, RecursionError):
+        content = {} if response.status >= 300 else None  # a proxy's error page: its status says enough
+    if not isinstance(content, dict):
+        raise Unavailable("The hub's answer cannot be read.", next_step="Is this the address of a hub?")
+    return content

@@ -376,9 +376,20 @@ class Channel:
 
     def _sort(self, frame: Deliver, batch: _Batch) -> None:
         """Take in a frame, and those that waited behind it."""
-        next_: Deliver | None = frame
-        while next_ is not None:
-            next_ = self._sort_one(next_, batch)
+        waiting: Deliver | None = frame
+        while waiting is not None:
+            present = waiting
+            try:
+                waiting = self._sort_one(present, batch)
+            except Unavailable as error:
+                self._look_later(present, error)
+                return
+
+    def _look_later(self, frame: Deliver, error: Unavailable) -> None:
+        """An envelope made in the future waits; it is neither counted nor acknowledged meanwhile."""
+        wait = error.fields.get("wait")
+        seconds = float(wait) if isinstance(wait, int | float) else 1.0
+        self._loop.call_later(min(seconds, LATEST_LOOK), self.deliver, frame)
 
     def _sort_one(self, frame: Deliver, batch: _Batch) -> Deliver | None:
         """Take in one frame; returns the one that waited for it."""

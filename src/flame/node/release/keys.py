@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from dataclasses import dataclass
 
@@ -32,11 +33,9 @@ class RunKeyStore:
         """The keys of a run: those made before a restart, or new ones, durable before they are returned."""
         sealed = await self._journal.read(lambda c: _select(c, run))
         if sealed is None:
-            keys = RunKeys(HybridKey.generate(), X25519PrivateKey.generate())
-            raw = keys.run_key.private_bytes + keys.mask_key.private_bytes_raw()
-            blob = self._storage_key.seal(raw, _context(run))
-            await self._journal.execute("INSERT OR IGNORE INTO run_keys VALUES(?, ?)", run, blob)
-            return keys
+            made = HybridKey.generate().private_bytes + X25519PrivateKey.generate().private_bytes_raw()
+            blob = self._storage_key.seal(made, _context(run))
+            sealed = await self._journal.write(lambda c: _insert(c, run, blob))
         raw = self._storage_key.open(sealed, _context(run))
         return RunKeys(
             HybridKey.from_private_bytes(raw[:HYBRID_PRIVATE_BYTES]),
@@ -45,12 +44,20 @@ class RunKeyStore:
 
     async def delete(self, run: str) -> None:
         await self._journal.execute("DELETE FROM run_keys WHERE run = ?", run)
-        self._journal.truncate_wal()
+        await asyncio.to_thread(self._journal.truncate_wal)
 
 
 def _select(connection: sqlite3.Connection, run: str) -> bytes | None:
     row = connection.execute("SELECT sealed FROM run_keys WHERE run = ?", (run,)).fetchone()
     return row[0] if row else None
+
+
+def _insert(connection: sqlite3.Connection, run: str, sealed: bytes) -> bytes:
+    """What is kept under the run from now on: of two who make keys at once, both get the first one's."""
+    connection.execute("INSERT OR IGNORE INTO run_keys VALUES(?, ?)", (run, sealed))
+    kept = _select(connection, run)
+    assert kept is not None
+    return kept
 
 
 def _context(run: str) -> bytes:

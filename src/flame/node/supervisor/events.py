@@ -41,8 +41,8 @@ class Events:
                 await self._send_all()
             except Unavailable:
                 continue  # the next Welcome kicks again
-            except FlameError as error:
-                log.error("the hub does not take a log event: %s", error)
+            except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node
+                log.exception("log events could not be sent")
 
     async def waiting(self) -> int:
         return int(
@@ -56,9 +56,15 @@ class Events:
     async def _send_all(self) -> None:
         rows = await self._context.journal.read(_unsent)
         for id_, event, signature in rows:
-            answer = await self._context.link.request(
-                "POST", "/core/audit/events", {"event": event, "signature": signature}
-            )
+            try:
+                answer = await self._context.link.request(
+                    "POST", "/core/audit/events", {"event": event, "signature": signature}
+                )
+            except Unavailable:
+                raise
+            except FlameError as error:  # one that the hub refuses stays; those after it must not wait for it
+                log.error("the hub does not take a log event: %s", error)
+                continue
             receipt = json.dumps(answer.get("data", answer))
             await self._context.journal.execute("UPDATE events SET receipt = ? WHERE id = ?", receipt, id_)
 
