@@ -62,6 +62,10 @@ class Guard:
         """The largest body that any release of this run may have, in bytes."""
         return self.book.max_body
 
+    def is_literal(self, text: str) -> bool:
+        """Whether a text stands in the approved code as it is: the program can only have chosen it, not written it."""
+        return text in self._code.literals
+
     def check_sum(self, name: str, round: int, body: Buffer) -> Verdict:
         """A data node's contribution to a sum: declared, once a round, within its caps, finite.
 

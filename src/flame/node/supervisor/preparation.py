@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flame.model.errors import DoesNotMatchApproval, FlameError, IsolationTooLow, NotFound, Refused
-from flame.model.manifest import CodeFile, Manifest
-from flame.node.context import Context
+from flame.model.errors import (
+    DoesNotMatchApproval,
+    FlameError,
+    IsolationTooLow,
+    Malformed,
+    NotFound,
+    Refused,
+    Unavailable,
+)
+from flame.model.manifest import MAX_FILES, CodeFile, Manifest
+from flame.node.context import Context, log
 from flame.node.supervisor.side import Snapshot
 
 if TYPE_CHECKING:
@@ -70,18 +78,24 @@ class RunFolder:
         self.data.mkdir(exist_ok=True)
 
     def remove(self) -> None:
-        """All but the text that the steward may read."""
+        """All but the text that the steward may read. What cannot be removed is named in the node's log."""
         for folder in (self.code, self.gateway, self.work, self.data):
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                log.error("run %s: %s could not be removed; remove it by hand", self.root.name[:12], folder)
 
 
 async def prepare(context: Context, manifest: Manifest, folder: RunFolder) -> Prepared:
     """Raises the refusal that names what is wrong, where, and what to do."""
     check_isolation(context, manifest)
     await asyncio.to_thread(folder.fresh)
-    environment, _, snapshots = await asyncio.gather(
-        _environment(context, manifest), _code(context, manifest, folder), _data(context, manifest, folder)
-    )
+    parts = (_environment(context, manifest), _code(context, manifest, folder), _data(context, manifest, folder))
+    # all are waited for, also when one fails: nothing may still write when the folder is emptied for another attempt
+    environment, none, snapshots = await asyncio.gather(*parts, return_exceptions=True)
+    for part in (environment, none, snapshots):
+        if isinstance(part, BaseException):
+            raise part
+    assert not isinstance(environment, BaseException) and not isinstance(snapshots, BaseException)
     facts = {"environment": environment.digest, "data": {name: facts for name, (_, facts) in snapshots.items()}}
     return Prepared(environment, folder.code, {name: snapshot for name, (snapshot, _) in snapshots.items()}, facts)
 
@@ -91,7 +105,7 @@ def check_isolation(context: Context, manifest: Manifest) -> None:
     isolation = context.isolation
     policy = context.policy
     if isolation is None:
-        raise IsolationTooLow(
+        raise Unavailable(  # an order that comes while the node starts waits; it is not refused
             "The node has not tried its sandbox yet.", next_step="Wait a moment, or see `flame node status`."
         )
     if policy.public_data:
@@ -124,24 +138,7 @@ async def _environment(context: Context, manifest: Manifest) -> HostEnvironment:
 
 
 async def _code(context: Context, manifest: Manifest, folder: RunFolder) -> None:
-    answer = await context.link.request(
-        "GET",
-        f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50",
-    )
-    rows = list(answer["data"])
-    while len(rows) < int(answer["meta"]["total"]):
-        answer = await context.link.request(
-            "GET",
-            f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50&page[offset]={len(rows)}",
-        )
-        if not answer["data"]:
-            break
-        rows += answer["data"]
-    stored = {
-        row["path"]: row["bucketFileId"]
-        for row in rows
-        if (row.get("analysisBucket") or {}).get("type", "CODE") == "CODE"
-    }
+    stored = await _stored_files(context, manifest)
     for file in manifest.code:
         if file.path not in stored:
             raise NotFound(
@@ -151,6 +148,32 @@ async def _code(context: Context, manifest: Manifest, folder: RunFolder) -> None
         content = await context.link.download(f"/storage/bucket-files/{stored[file.path]}/stream", file.size)
         _check_file(file, content)
         await asyncio.to_thread(_write, folder.code / file.path, content)
+
+
+async def _stored_files(context: Context, manifest: Manifest) -> dict[str, str]:
+    """Path -> id of the hub's files; which of them are the approved ones is checked when they have come."""
+    stored: dict[str, str] = {}
+    asked = 0
+    while asked <= 2 * MAX_FILES:  # code and results; a hub that never ends its list does not keep the node busy
+        answer = await context.link.request(
+            "GET",
+            f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50&page[offset]={asked}",
+        )
+        try:
+            rows, total = list(answer["data"]), int(answer["meta"]["total"])
+            stored.update(
+                (str(row["path"]), str(row["bucketFileId"]))
+                for row in rows
+                if (row.get("analysisBucket") or {}).get("type", "CODE") == "CODE"
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Malformed(
+                "The hub's list of the analysis' files cannot be read.", next_step="Tell the hub's operator."
+            ) from None
+        asked += len(rows)
+        if not rows or asked >= total:
+            break
+    return stored
 
 
 def _check_file(file: CodeFile, content: bytes) -> None:
@@ -202,7 +225,10 @@ def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> tuple[Sn
         temporary = facts_path.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(frozen))
         temporary.replace(facts_path)
-    facts = {"rows": frozen.rows, "file": frozen.file_sha256, "snapshot": frozen.snapshot_sha256}
+    facts = {
+        "file": frozen.file_sha256,
+        "snapshot": frozen.snapshot_sha256,
+    }  # how many patients is not the hub's to know
     return Snapshot(frozen.rows, tuple(frozen.columns), path.read_bytes), facts
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from flame.model.errors import FlameError, NotFound
+from flame.model.errors import FlameError, Invalid, NotFound
 from flame.model.manifest import Manifest
 from flame.node.gateway.port import Cancelled
 from flame.node.release import Channel, Item
@@ -57,6 +57,7 @@ def _noting(method: Callable[Concatenate[Side, P], T]) -> Callable[Concatenate[S
             return method(self, *args, **kwargs)
         except FlameError as error:
             self.last_error = error
+            self.last_given = tuple(arg for arg in args if isinstance(arg, str))
             raise
 
     return noted
@@ -86,7 +87,9 @@ class Side:
         self._taken: set[int] = set()
         self._lock = threading.Lock()
         self.last_error: FlameError | None = None
-        """The node's last refusal: when the program dies of it, these are the words that may leave."""
+        """The node's last refusal: when the program dies of it, it is named to the others."""
+        self.last_given: tuple[str, ...] = ()
+        """The texts with which the program had asked."""
 
     def welcome(self) -> Welcome:
         own = self._manifest.participant(self._node)
@@ -194,9 +197,24 @@ class Side:
         said = self._guard.check_failure(failure)
         known = self.last_error
         if known is not None and failure.code == known.code:
-            self._outlets.failed(str(known), known.code)  # the node's own words: nothing of the program's
+            self._outlets.keep(f"[refused] {known}")
+            self._outlets.failed(self._refusal_in_words(known), known.code)
         else:
             self._outlets.failed(_in_words(said or {}), str((said or {}).get("code") or "program_failed"))
+
+    def _refusal_in_words(self, error: FlameError) -> str:
+        """What may leave of a refusal.
+
+        Its own words repeat what the program asked for, and a program could write a patient's name there. So they leave
+        only if each such text stands in the manifest or is a literal of the approved code, and if they are not about a
+        body, whose entries have names too.
+        """
+        declared = {r.name for r in self._manifest.releases} | {d.source for d in self._manifest.data}
+        chosen = all(text in declared or self._guard.is_literal(text) for text in self.last_given)
+        about_body = isinstance(error, Invalid) or "entry" in error.fields
+        if chosen and not about_body:
+            return str(error)
+        return f"The node refused what the program asked for ({error.code}); the hospital's steward can read why."
 
     def max_body(self) -> int:
         return self._guard.max_body
