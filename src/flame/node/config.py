@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,7 +86,10 @@ def write_enrolled(layout: Layout, enrolled: Enrolled) -> None:
     lines = [f"{key} = {_quoted(value)}" for key, value in asdict(enrolled).items()]
     path = layout.root / _FILE
     temporary = path.with_suffix(".new")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -97,13 +101,18 @@ def read_enrolled(layout: Layout) -> Enrolled:
             next_step="Make one with `flame node init --dir DIR --hub URL --token TOKEN`.",
         )
     try:
-        return Enrolled(**tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise Invalid(f"{path} cannot be read: {error}") from None
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(value, str) for value in values.values()):
+            raise ValueError("every setting in it is a text")
+        return Enrolled(**values)
+    except (ValueError, TypeError) as error:
+        raise Invalid(
+            f"{path} cannot be read: {error}", next_step="`flame node init` wrote it; put it back from a copy."
+        ) from None
 
 
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    if any(ord(c) < 32 for c in escaped):
-        raise Invalid("A setting holds a control character.")
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in escaped):
+        raise Invalid("A setting holds a character that cannot be written.", next_step="Use plain text.")
     return f'"{escaped}"'

@@ -7,12 +7,14 @@ import json
 import secrets
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from uuid import UUID
 
 from flame.crypto.atrest import StorageKey
 from flame.crypto.canonical import digest
 from flame.crypto.keys import IdentityKey, PublicKey, fingerprint_hex, fingerprint_words
-from flame.model.errors import Conflict, FlameError, Invalid, Refused, Unavailable
+from flame.model.errors import Conflict, Invalid, Malformed, Refused, Unavailable
+from flame.model.manifest import check_text
 from flame.node.config import Enrolled, Layout, write_enrolled
 
 ENROL_CONTEXT = b"flame-enrol-v1\0"
@@ -31,15 +33,7 @@ def init(directory: Path, hub: str, token: str, name: str | None = None) -> dict
         )
     layout.create()
     identity = _identity(layout)
-    answer = _post(hub, "/core/enrolments", enrolment_request(token, identity))
-    enrolled = Enrolled(
-        hub=hub.rstrip("/"),
-        hub_key=str(answer["hubKey"]),
-        node=str(answer["nodeId"]),
-        client=str(answer["clientId"]),
-        name=str(answer.get("name") or name or ""),
-        role_hint=str(answer.get("type") or "default"),
-    )
+    enrolled = _enrolled(hub, name, _post(hub, "/core/enrolments", enrolment_request(token, identity)))
     hub_key = PublicKey.from_hex_pem(enrolled.hub_key)
     _write_defaults(layout)
     write_enrolled(layout, enrolled)
@@ -56,6 +50,30 @@ def init(directory: Path, hub: str, token: str, name: str | None = None) -> dict
             "words": fingerprint_words(hub_key.fingerprint),
         },
     }
+
+
+def _enrolled(hub: str, name: str | None, answer: dict[str, Any]) -> Enrolled:
+    """What the hub's answer settles, checked: it is written into a file and shown to people."""
+    node = str(answer.get("nodeId"))
+    shown = str(answer.get("name") or name or "")
+    try:
+        if str(UUID(node)) != node:
+            raise Malformed("The node's id is not an identifier.")
+        for text in (shown, str(answer.get("clientId")), str(answer.get("type") or "default")):
+            check_text(text, "a name")
+    except (ValueError, Malformed) as error:
+        raise Malformed(
+            f"The hub's answer to the enrolment cannot be used: {error}",
+            next_step="Is this the address of a hub? Ask its administrator for a new one-time token.",
+        ) from None
+    return Enrolled(
+        hub=hub.rstrip("/"),
+        hub_key=str(answer.get("hubKey")),
+        node=node,
+        client=str(answer.get("clientId")),
+        name=" ".join(shown.split()),
+        role_hint=str(answer.get("type") or "default"),
+    )
 
 
 def enrolment_request(token: str, identity: IdentityKey) -> dict[str, str]:
@@ -86,18 +104,16 @@ def _write_defaults(layout: Layout) -> None:
 
 
 def _post(hub: str, path: str, body: dict[str, str]) -> dict[str, Any]:
-    where = urlsplit(hub)
-    if where.scheme not in ("http", "https") or not where.hostname:
-        raise Invalid(f"'{hub}' is not the address of a hub.", next_step="Give it as https://hub.example.org.")
+    where, port = _address(hub)
     kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-    connection = kind(where.hostname, where.port, timeout=30)
+    connection = kind(where.hostname or "", port, timeout=30)
     try:
         connection.request(
             "POST", where.path.rstrip("/") + path, json.dumps(body), {"Content-Type": "application/json"}
         )
         response = connection.getresponse()
         content = response.read(1 << 20)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Unavailable(
             f"The hub at {hub} cannot be reached: {error}.",
             next_step="Check the address, and that the proxy lets it pass.",
@@ -107,19 +123,33 @@ def _post(hub: str, path: str, body: dict[str, str]) -> dict[str, Any]:
     return _answer(response.status, content)
 
 
+def _address(hub: str) -> tuple[SplitResult, int | None]:
+    try:
+        where = urlsplit(hub)
+        port = where.port
+    except ValueError:
+        where, port = urlsplit(""), None
+    plain = not where.username and not where.query and not where.fragment and hub.isascii() and hub.isprintable()
+    if where.scheme not in ("http", "https") or not where.hostname or not plain:
+        raise Invalid(f"{hub[:200]!r} is not the address of a hub.", next_step="Give it as https://hub.example.org.")
+    return where, port
+
+
 def _answer(status: int, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
-    except ValueError:
-        parsed = {}
-    if status >= 400:
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        parsed = {} if status >= 300 else {"data": None}
+    if status >= 300:
         raise Refused(
             f"The hub refused the enrolment: {parsed.get('message', f'HTTP {status}')}",
             next_step="Ask the hub's administrator for a new one-time token.",
         )
     data = parsed.get("data", parsed)
     if not isinstance(data, dict):
-        raise FlameError("The hub's answer to the enrolment cannot be read.")
+        raise Malformed("The hub's answer to the enrolment cannot be read.", next_step="Is this the address of a hub?")
     return data
 
 
