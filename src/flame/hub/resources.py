@@ -62,7 +62,8 @@ class Resource:
     """A collection: where it lives, who sees what of it, and what it may be asked.
 
     secret: columns that never leave; extra: fields that come only when asked for; json: columns that hold JSON text;
-    computed: fields made from others, by column-style name.
+    computed: fields made from others, by column-style name; absent: relations that clients ask for and that are always
+    null here.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Resource:
     secret: frozenset[str] = frozenset()
     extra: frozenset[str] = frozenset()
     json: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
     finish: Callable[[Row], Row] | None = None
 
     @cached_property
@@ -87,6 +89,7 @@ class Resource:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         includes = {name: relation.resource().filters for name, relation in self.relations.items()}
+        includes |= dict.fromkeys(self.absent, frozenset())
         return Vocabulary(frozenset(self.fields), self.filters, self.sorts, includes)
 
     def schema(self, *, single: bool = False) -> Row:
@@ -107,7 +110,11 @@ class Resource:
 
     def columns(self, query: Query) -> dict[str, ColumnElement[Any]]:
         wanted = query.only or (set(self.fields) - self.extra) | query.added
-        needed = set(wanted) | {"id"} | {camel(self.relations[name].column) for name in query.include}
+        needed = (
+            set(wanted)
+            | {"id"}
+            | {camel(self.relations[name].column) for name in query.include if name in self.relations}
+        )
         return {name: column for name, column in self.fields.items() if name in needed}
 
     def wire(self, row: RowMapping) -> Row:
@@ -162,6 +169,10 @@ def raw_row(connection: Connection, actor: Actor, resource: Resource, key: str) 
 
 def _include(connection: Connection, actor: Actor, resource: Resource, names: Sequence[str], rows: list[Row]) -> None:
     for name in names:
+        if name in resource.absent:
+            for row in rows:
+                row[name] = None
+            continue
         relation = resource.relations[name]
         other, local = relation.resource(), camel(relation.column)
         keys = {row[local] for row in rows if row.get(local)}

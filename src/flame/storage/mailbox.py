@@ -19,7 +19,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    Row,
     String,
     Table,
     delete,
@@ -170,7 +169,7 @@ _DELIVERY = select(
 ).join(letters, letters.c.id == deliveries.c.letter_id)
 
 
-def _delivery(row: Row[Any]) -> Delivery:
+def _delivery(row: Any) -> Delivery:
     return Delivery(row[0], Letter(*row[1:]))
 
 

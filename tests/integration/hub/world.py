@@ -49,7 +49,7 @@ class HubProcess:
         place = self.dir / "hub.json"
         while not self._listens(place):
             if self.process.poll() is not None:
-                raise AssertionError(f"the hub ended: {self.process.stdout.read()} {self.process.stderr.read()}")
+                raise AssertionError(f"the hub ended: {self.process.communicate()}")
             time.sleep(0.02)
         self.url = json.loads(place.read_text())["url"]
 

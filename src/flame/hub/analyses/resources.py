@@ -78,7 +78,8 @@ ANALYSIS = Resource(
         "build_nodes_valid": _nodes_valid,
         "distribution_nodes_valid": _nodes_valid,
     },
-    secret=frozenset({"manifest_missing"}), json=frozenset({"imageCommandArguments"}), finish=_analysis,
+    absent=frozenset({"registry"}), secret=frozenset({"manifest_missing"}),
+    json=frozenset({"imageCommandArguments"}), finish=_analysis,
 )  # fmt: skip
 
 

@@ -25,5 +25,5 @@ NODE = Resource(
     filters=frozenset({"id", "name", "online", "hidden", "clientId", "realmId", "type", "robotId"}),
     sorts=frozenset({"name", "updatedAt", "createdAt"}),
     computed={"organisation": organisation, "robot_id": literal(None)},
-    finish=_node,
+    absent=frozenset({"registry", "registryProject"}), finish=_node,
 )  # fmt: skip
