@@ -21,6 +21,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    bindparam,
     delete,
     func,
     select,
@@ -173,35 +174,73 @@ def _delivery(row: Any) -> Delivery:
     return Delivery(row[0], Letter(*row[1:]))
 
 
-def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
-    statement = insert(letters).values(
-        sender=letter.sender,
-        msg_id=letter.msg_id,
-        run=letter.run,
-        kind=letter.kind,
-        size=letter.size,
-        expires=letter.expires,
-        body=letter.body,
-        blob=letter.blob,
+# The statements of the hot path are made once: making one costs more than running it.
+_STORE = insert(letters).on_conflict_do_nothing().returning(letters.c.id)
+_KNOWN = select(letters.c.run, letters.c.kind, letters.c.size).where(
+    letters.c.sender == bindparam("sender"), letters.c.msg_id == bindparam("msg_id")
+)
+_COUNT = (
+    insert(boxes)
+    .values(recipient=bindparam("recipient"), last_seq=1, letters=1, bytes=bindparam("size"))
+    .on_conflict_do_update(
+        index_elements=[boxes.c.recipient],
+        set_={
+            "last_seq": boxes.c.last_seq + 1,
+            "letters": boxes.c.letters + 1,
+            "bytes": boxes.c.bytes + bindparam("size"),
+        },
     )
-    letter_id = connection.execute(statement.on_conflict_do_nothing().returning(letters.c.id)).scalar()
+    .returning(boxes.c.last_seq, boxes.c.letters, boxes.c.bytes)
+)
+_ADDRESS = deliveries.insert()
+_WAITING = (
+    _DELIVERY.where(deliveries.c.recipient == bindparam("recipient"), deliveries.c.seq > bindparam("after"))
+    .order_by(deliveries.c.seq)
+    .limit(bindparam("most"))
+)
+_TAKE = (
+    delete(deliveries)
+    .where(deliveries.c.recipient == bindparam("recipient"), deliveries.c.seq.in_(bindparam("seqs", expanding=True)))
+    .returning(deliveries.c.letter_id, deliveries.c.size)
+)
+_UNCOUNT = (
+    update(boxes)
+    .where(boxes.c.recipient == bindparam("whose"))
+    .values(letters=boxes.c.letters - bindparam("count"), bytes=boxes.c.bytes - bindparam("size"))
+)
+_DONE = letters.c.id.in_(bindparam("ids", expanding=True)) & ~(
+    select(deliveries.c.letter_id).where(deliveries.c.letter_id == letters.c.id).exists()
+)
+_BLOBS = select(letters.c.blob).where(_DONE, letters.c.blob.is_not(None))
+_EMPTY = update(letters).where(_DONE).values(body=None, blob=None)  # the name stays: no second delivery
+
+
+def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quota: Quota) -> dict[str, int] | None:
+    values = {
+        "sender": letter.sender,
+        "msg_id": letter.msg_id,
+        "run": letter.run,
+        "kind": letter.kind,
+        "size": letter.size,
+        "expires": letter.expires,
+        "body": letter.body,
+        "blob": letter.blob,
+    }
+    letter_id = connection.execute(_STORE, values).scalar()
     if letter_id is None:
         _check_same(connection, letter)
         return None
     seqs = {recipient: _next_seq(connection, recipient, letter.size, quota) for recipient in recipients}
-    connection.execute(
-        deliveries.insert(),
-        [{"recipient": r, "seq": seq, "letter_id": letter_id, "size": letter.size} for r, seq in seqs.items()],
-    )
+    if seqs:
+        connection.execute(
+            _ADDRESS,
+            [{"recipient": r, "seq": seq, "letter_id": letter_id, "size": letter.size} for r, seq in seqs.items()],
+        )
     return seqs
 
 
 def _check_same(connection: Connection, letter: Letter) -> None:
-    known = connection.execute(
-        select(letters.c.run, letters.c.kind, letters.c.size).where(
-            letters.c.sender == letter.sender, letters.c.msg_id == letter.msg_id
-        )
-    ).one()
+    known = connection.execute(_KNOWN, {"sender": letter.sender, "msg_id": letter.msg_id}).one()
     if tuple(known) != (letter.run, letter.kind, letter.size):
         raise Conflict(
             "Another message of this sender has the same id.", next_step="Give each message an id of its own."
@@ -209,17 +248,7 @@ def _check_same(connection: Connection, letter: Letter) -> None:
 
 
 def _next_seq(connection: Connection, recipient: str, size: int, quota: Quota) -> int:
-    statement = insert(boxes).values(recipient=recipient, last_seq=1, letters=1, bytes=size)
-    counted = connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[boxes.c.recipient],
-            set_={
-                "last_seq": boxes.c.last_seq + 1,
-                "letters": boxes.c.letters + 1,
-                "bytes": boxes.c.bytes + size,
-            },
-        ).returning(boxes.c.last_seq, boxes.c.letters, boxes.c.bytes)
-    ).one()
+    counted = connection.execute(_COUNT, {"recipient": recipient, "size": size}).one()
     _check_quota(recipient, counted.letters, counted.bytes, quota)
     return int(counted.last_seq)
 
@@ -233,29 +262,23 @@ def _check_quota(recipient: str, count: int, size: int, quota: Quota) -> None:
 
 
 def _waiting(connection: Connection, recipient: str, after: int, limit: int) -> list[Delivery]:
-    statement = _DELIVERY.where(deliveries.c.recipient == recipient, deliveries.c.seq > after)
-    return [_delivery(row) for row in connection.execute(statement.order_by(deliveries.c.seq).limit(limit))]
+    found = connection.execute(_WAITING, {"recipient": recipient, "after": after, "most": limit})
+    return [_delivery(row) for row in found]
 
 
 def _acknowledge(connection: Connection, recipient: str, seqs: Sequence[int]) -> list[str]:
-    statement = delete(deliveries).where(deliveries.c.recipient == recipient, deliveries.c.seq.in_(seqs))
-    gone = connection.execute(statement.returning(deliveries.c.letter_id, deliveries.c.size)).all()
+    gone = connection.execute(_TAKE, {"recipient": recipient, "seqs": list(seqs)}).all()
     if not gone:
         return []
     _uncount(connection, recipient, len(gone), sum(row.size for row in gone))
-    waited_for = select(deliveries.c.letter_id).where(deliveries.c.letter_id == letters.c.id)
-    done = letters.c.id.in_([row.letter_id for row in gone]) & ~waited_for.exists()
-    blobs = connection.execute(select(letters.c.blob).where(done, letters.c.blob.is_not(None))).scalars().all()
-    connection.execute(update(letters).where(done).values(body=None, blob=None))  # the name stays: no second delivery
+    ids = {"ids": [row.letter_id for row in gone]}
+    blobs = connection.execute(_BLOBS, ids).scalars().all()
+    connection.execute(_EMPTY, ids)
     return [str(blob) for blob in blobs]
 
 
 def _uncount(connection: Connection, recipient: str, count: int, size: int) -> None:
-    connection.execute(
-        update(boxes)
-        .where(boxes.c.recipient == recipient)
-        .values(letters=boxes.c.letters - count, bytes=boxes.c.bytes - size)
-    )
+    connection.execute(_UNCOUNT, {"whose": recipient, "count": count, "size": size})
 
 
 def _forget(connection: Connection, condition: object) -> list[str]:

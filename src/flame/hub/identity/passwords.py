@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 << 10, parallelism=1)  # OWASP's figures: a login costs about 20 ms
-_DUMMY: Final = _hasher.hash("nobody")
 _at_once = asyncio.Semaphore(2)
 
 
@@ -28,9 +27,14 @@ async def matches(stored: str | None, given: str) -> bool:
         return await asyncio.to_thread(_matches, stored, given)
 
 
+@cache
+def _nobody() -> str:
+    return _hasher.hash("nobody")
+
+
 def _matches(stored: str | None, given: str) -> bool:
     try:
-        _hasher.verify(stored or _DUMMY, given)
+        _hasher.verify(stored or _nobody(), given)
     except (VerificationError, InvalidHashError):
         return False
     return stored is not None
