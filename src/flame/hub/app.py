@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from flame.hub.analyses import commands
 from flame.hub.analyses.routes import ROUTES as ANALYSES
 from flame.hub.audit.log import AuditLog
 from flame.hub.audit.routes import ROUTES as AUDIT
+from flame.hub.housekeeping import keep_tidy, tidy_up
 from flame.hub.identity.first_start import first_start
 from flame.hub.identity.routes import ROUTES as IDENTITY
 from flame.hub.identity.tokens import Tokens
@@ -102,10 +104,13 @@ def make_app(hub: HubState) -> Any:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await tidy_up(hub)
         await commands.resume(hub)
+        tidying = asyncio.create_task(keep_tidy(hub))
         try:
             yield
         finally:
+            tidying.cancel()
             hub.channels.close()
             await hub.database.flush()
             await hub.settle()

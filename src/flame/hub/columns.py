@@ -16,7 +16,7 @@ def identifier() -> Column[str]:
 
 
 def reference(
-    name: str, target: str, *, nullable: bool = False, cascade: bool = True, unique: bool = False
+    name: str, target: str | Column[Any], *, nullable: bool = False, cascade: bool = True, unique: bool = False
 ) -> Column[str]:
     """A foreign key; what it points to takes this row along when it goes, or (nullable) leaves it empty."""
     rule = "CASCADE" if cascade else "SET NULL"

@@ -98,6 +98,10 @@ class LocalObjects:
         except FileNotFoundError:
             raise NotFound("The file was not found.") from None
 
+    def keys(self) -> list[str]:
+        """The names of all objects."""
+        return [path.relative_to(self._kept).as_posix() for path in self._kept.rglob("*") if path.is_file()]
+
     async def remove(self, key: str) -> None:
         await asyncio.to_thread(self._unlink, self._path(key))
 

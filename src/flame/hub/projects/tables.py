@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Boolean, Column, String, Table, Text, UniqueConstraint
 
 from flame.hub.columns import identifier, reference, stamps
+from flame.hub.registry.tables import master_images
 from flame.storage.engine import metadata
 
 projects = Table(
@@ -14,7 +15,7 @@ projects = Table(
     Column("name", String(128), nullable=False, unique=True),
     Column("display_name", String(256)),
     Column("description", Text),
-    reference("master_image_id", "master_images.id", nullable=True, cascade=False),
+    reference("master_image_id", master_images.c.id, nullable=True, cascade=False),
     reference("realm_id", "realms.id"),
     reference("user_id", "users.id", nullable=True, cascade=False),
     *stamps(),
