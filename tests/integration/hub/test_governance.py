@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -24,10 +25,16 @@ def test_a_study_goes_from_upload_to_its_end(study: Study) -> None:
     assert study.researcher.get(f"/core/analyses/{study.analysis}")["executionStatus"] == "executing"
     for node in study.nodes:
         node.change(
-            f"/core/analysis-nodes/{study.place(node)['id']}", executionStatus="executed", executionProgress=100
+            f"/core/analysis-nodes/{study.place(node)['id']}",
+            executionStatus="executed",
+            executionProgress=100,
+            executionRun=run.hex(),
+            executionReason="It ended well.",
         )
     row = study.researcher.get(f"/core/analyses/{study.analysis}")
     assert (row["executionStatus"], row["executionProgress"]) == ("executed", 100)
+    place = study.place(study.nodes[0])
+    assert (place["executionRun"], place["executionReason"]) == (run.hex(), "It ended well.")
     assert study.researcher.get(f"/core/analyses/{study.analysis}/runs")[0]["state"] == "ended"
 
 
@@ -265,3 +272,20 @@ def test_only_who_asked_stops_a_run(study: Study) -> None:
     )
     study.command("executionStop")
     assert study.researcher.get(f"/core/analyses/{study.analysis}/runs")[0]["state"] == "stopping"
+
+
+def test_who_watches_hears_of_a_change_at_once_and_sees_only_their_own(study: Study, world: World) -> None:
+    study.start(study.ready())
+    path = f"/core/analyses/{study.analysis}/watch"
+    first = study.researcher("GET", path, 200, params={"wait": "0"})
+    same = study.researcher("GET", path, 200, params={"wait": "0", "seen": first["meta"]["seen"]})
+    assert same == first
+    place = study.place(study.nodes[0])["id"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(study.researcher, "GET", path, 200, params={"wait": "30", "seen": first["meta"]["seen"]})
+        node = study.nodes[0]
+        node.change(f"/core/analysis-nodes/{place}", executionStatus="executing")
+        later = waiting.result(timeout=20)
+    assert later["meta"]["seen"] != first["meta"]["seen"]
+    assert "executing" in {row["executionStatus"] for row in later["data"]["nodes"]}
+    world.person(world.realm("outside"), "researcher").refused(404, "GET", path, params={"wait": "0"})

@@ -130,7 +130,7 @@ def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> 
     }  # fmt: skip
     connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
     nothing = {"approval_status": None, "approval_signed": False, "approval": None, "approval_signature": None}
-    nothing |= {"execution_status": None, "execution_progress": None}
+    nothing |= dict.fromkeys(("execution_status", "execution_progress", "execution_run", "execution_reason"))
     connection.execute(
         update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**nothing, updated_at=now())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ from flame.hub.query import Vocabulary, parse
 from flame.hub.registry.resources import MASTER_IMAGE
 from flame.hub.resources import (
     Body,
+    answer,
+    camel,
     changing_routes,
     collection,
     get_row,
@@ -244,6 +247,12 @@ class AnalysisNodeBody(Body):
 class PlaceBody(DecisionBody):
     execution_status: Status | UnsetType | None = UNSET
     execution_progress: int | UnsetType | None = UNSET
+    execution_run: str | UnsetType | None = UNSET
+    execution_reason: str | UnsetType | None = UNSET
+    execution_run: str | UnsetType | None = UNSET
+    """Ours: which run is reported of."""
+    execution_reason: str | UnsetType | None = UNSET
+    """Ours: why it ended so, in the node's words."""
 
 
 async def create_analysis_node(request: Request) -> Response:
@@ -289,7 +298,10 @@ async def update_analysis_node(request: Request) -> Response:
         return get_row(connection, actor, ANALYSIS_NODE, key), tuple(facts.nodes), ended
 
     shown, participants, ended = await hub.database.write(store, "approvals" if decides else "runs")
-    hub.channels.changed(participants, "analysis", shown["analysisId"])
+    if decides:
+        hub.channels.changed(participants, "analysis", shown["analysisId"])
+    else:  # how far a node is interests those who watch; nodes hear of each other by their sealed messages
+        hub.channels.stir(shown["analysisId"])
     for run in ended:
         hub.in_background(_clear_run(hub, bytes.fromhex(run)))
     return record(shown, ANALYSIS_NODE, 202)
@@ -337,6 +349,12 @@ def _report(
         if body.execution_progress is not None and not 0 <= body.execution_progress <= 100:
             raise wrong("executionProgress", "'executionProgress' is a number from 0 to 100.")
         values["execution_progress"] = body.execution_progress
+    for name, given, most in (
+        ("execution_run", body.execution_run, 64),
+        ("execution_reason", body.execution_reason, 2000),
+    ):
+        if given is not UNSET:
+            values[name] = given if given is None else text(given, camel(name), least=0, most=most)
     connection.execute(update(analysis_nodes).where(analysis_nodes.c.id == row.id).values(**values, updated_at=now()))
     places = connection.execute(select(analysis_nodes).where(analysis_nodes.c.analysis_id == row.analysis_id)).all()
     statuses = [Status(p.execution_status) if p.execution_status else None for p in places]
@@ -508,11 +526,62 @@ def _log_routes(path: str, *, of_node: bool) -> list[Route]:
     return [Route(path, many, methods=["GET"])]
 
 
+async def watch(request: Request) -> Response:
+    """``GET /core/analyses/:id/watch?seen=&wait=``: the analysis and its nodes, as soon as they differ from ``seen``.
+
+    ``seen``: the ``meta.seen`` of the last answer; ``wait``: seconds, at most 30. Instead of asking again and again.
+    """
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+    hub = hub_of(request)
+    seen, seconds = request.query_params.get("seen", ""), _seconds(request.query_params.get("wait", "25"))
+
+    def load(connection: Connection) -> dict[str, Any]:
+        analysis = get_row(connection, actor, ANALYSIS, key)
+        places = connection.execute(select(*_WATCHED).where(analysis_nodes.c.analysis_id == key)).mappings().all()
+        return {"analysis": analysis, "nodes": [{camel(name): value for name, value in row.items()} for row in places]}
+
+    with hub.channels.watching(key) as stirred:
+        shown = await hub.database.read(load)
+        stamp = _stamp(shown)
+        if stamp == seen and await stirred.within(seconds):
+            shown = await hub.database.read(load)
+            stamp = _stamp(shown)
+    return answer({"data": shown, "meta": {"seen": stamp}})
+
+
+_WATCHED = (
+    analysis_nodes.c.node_id,
+    analysis_nodes.c.approval_status,
+    analysis_nodes.c.approval_signed,
+    analysis_nodes.c.execution_status,
+    analysis_nodes.c.execution_progress,
+    analysis_nodes.c.execution_run,
+    analysis_nodes.c.execution_reason,
+    analysis_nodes.c.updated_at,
+)
+
+
+def _seconds(given: str) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 30:
+        raise wrong("wait", "'wait' is a number of seconds from 0 to 30.")
+    return seconds
+
+
+def _stamp(shown: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 ROUTES = [
     *readable_routes("/core/analyses", ANALYSIS),
     *changing_routes("/core/analyses", create=create_analysis, update=update_analysis, remove=delete_analysis),
     Route("/core/analyses/{id}/command", command, methods=["POST"]),
     *RUN_ROUTES,
+    Route("/core/analyses/{id}/watch", watch, methods=["GET"]),
     *readable_routes("/core/analysis-nodes", ANALYSIS_NODE),
     *changing_routes(
         "/core/analysis-nodes", create=create_analysis_node, update=update_analysis_node, remove=delete_analysis_node

@@ -151,7 +151,8 @@ async def order_run(request: Request) -> Response:
         }  # fmt: skip
         connection.execute(insert(runs).values(**values))
         nothing = {"execution_status": None, "execution_progress": None}
-        connection.execute(update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**nothing))
+        of_node = nothing | {"execution_run": None, "execution_reason": None}
+        connection.execute(update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**of_node))
         connection.execute(update(analyses).where(analyses.c.id == key).values(**nothing, updated_at=now()))
         facts = {"manifest": order.manifest, "run": run, "number": order.number}
         hub.log.tell(connection, "start", key, facts)

@@ -48,6 +48,8 @@ analysis_nodes = Table(
     Column("comment", Text),
     Column("execution_status", String(16)),
     Column("execution_progress", Integer),
+    Column("execution_run", String(64)),
+    Column("execution_reason", Text),
     Column("artifact_tag", String(128)),
     Column("artifact_digest", String(128)),
     Column("analysis_realm_id", String(36), nullable=False),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flame.protocol.control import Changed, Deliver, encode
@@ -116,12 +116,23 @@ def frame_of(delivery: Delivery) -> bytes:
     return encode(Deliver(delivery.seq, letter.kind, letter.run, letter.sender, letter.msg_id, letter.size, body))
 
 
+class Watched(asyncio.Event):
+    """Set when what is watched has changed."""
+
+    async def within(self, seconds: float) -> bool:
+        """Wait for a change; False when the time is over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.wait(), seconds)
+        return self.is_set()
+
+
 class Channels:
     """The connected nodes of this process: one channel each; a newer one replaces the older."""
 
     def __init__(self) -> None:
         self._open: dict[str, Channel] = {}
         self._polls: dict[str, set[asyncio.Event]] = {}
+        self._watched: dict[str, set[Watched]] = {}
 
     def add(self, channel: Channel) -> None:
         if older := self._open.get(channel.node):
@@ -147,6 +158,24 @@ class Channels:
         for node in nodes:
             if channel := self._open.get(node):
                 channel.news(what, key)
+        self.stir(key)
+
+    def stir(self, key: str) -> None:
+        """Something about an analysis has changed: whoever watches it looks again."""
+        for watched in self._watched.get(key, ()):
+            watched.set()
+
+    @contextmanager
+    def watching(self, key: str) -> Iterator[Watched]:
+        """A person's programme watches something; what happens from now on is not missed."""
+        watched = Watched()
+        self._watched.setdefault(key, set()).add(watched)
+        try:
+            yield watched
+        finally:
+            self._watched[key].discard(watched)
+            if not self._watched[key]:
+                del self._watched[key]
 
     async def wait(self, recipient: str, seconds: float) -> None:
         """Until something is stored for a recipient, or the time is over (long polls)."""
