@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,42 @@ class Federation:
         if not keep_files:
             for name in ("hub", "nodes", "researcher", "record"):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def restart(self, name: str, variables: Mapping[str, str] | None = None) -> None:
+        """Start one process again ("hub" or a node's name), in its directory; one that still runs is ended first.
+
+        The hub comes back at its address. variables: environment for this start alone. Raises Unavailable.
+        """
+        self.stop(name)
+        hub = name == "hub"
+        folder = self.directory / "hub" if hub else self.node(name).directory
+        arguments = ["-m", "flame.hub", str(folder), self.hub_url.rpartition(":")[2]]
+        child = Child(
+            arguments if hub else ["-m", "flame.node", str(folder)],
+            folder / "stderr.log",
+            {**(_hub_variables(self.directory, self.recorded) if hub else {}), **(variables or {})},
+        )
+        try:
+            said = wait_for_file(folder / ("hub.json" if hub else "node.json"), child)
+        except BaseException:
+            end(child.pid, 2.0)
+            raise
+        finally:
+            child.let_go()
+        if hub:
+            self.hub_pid = child.pid
+        else:
+            node = self.node(name)
+            self.nodes[self.nodes.index(node)] = replace(node, pid=child.pid, url=str(said["url"]))
+        self.save()
+
+    def stop(self, name: str) -> None:
+        """End one process and leave its directory as it is."""
+        if belongs(self.pid_of(name), self.directory):
+            end(self.pid_of(name))
+
+    def pid_of(self, name: str) -> int:
+        return self.hub_pid if name == "hub" else self.node(name).pid
 
     def status(self) -> dict[str, Any]:
         return {
@@ -357,7 +393,7 @@ class _Starting:
         hub = self._spawn(
             "hub",
             ["-m", "flame.hub", str(self._directory / "hub"), "0"],
-            self._hub_variables(record),
+            _hub_variables(self._directory, record),
         )
         node_dirs = {name: self._directory / "nodes" / name for name in names}
         nodes = {name: self._spawn(name, ["-m", "flame.node", str(node_dirs[name]), "--enrol"], {}) for name in names}
@@ -406,12 +442,6 @@ class _Starting:
         child = Child(arguments, folder / "stderr.log", {**variables, **self._variables.get(name, {})})
         self._children.append(child)
         return child
-
-    def _hub_variables(self, record: bool) -> dict[str, str]:
-        variables = {"FLAME_HUB_PASSWORD_FILE": "1"}
-        if record:
-            variables["FLAME_HUB_RECORD"] = str(self._directory / "record")
-        return variables
 
     def _enrol(
         self, api: Api, url: str, sites: list[Site], nodes: Mapping[str, Child], directories: Mapping[str, Path]
@@ -465,11 +495,16 @@ class _Starting:
         )
 
     def _running(self, info: NodeInfo, child: Child) -> NodeInfo:
-        from dataclasses import replace
-
         said = wait_for_file(info.directory / "node.json", child)
         token = (info.directory / "local-token").read_text().strip()
         return replace(info, url=str(said["url"]), steward_token=token)
+
+
+def _hub_variables(directory: Path, record: bool) -> dict[str, str]:
+    variables = {"FLAME_HUB_PASSWORD_FILE": "1"}
+    if record:
+        variables["FLAME_HUB_RECORD"] = str(directory / "record")
+    return variables
 
 
 def _equip(info: NodeInfo, sites: Sequence[Site], environments: Path, public_data: bool) -> None:
@@ -510,8 +545,6 @@ def _write_source(directory: Path, path: Path, projects: tuple[str, ...], public
 
 def _grant(directory: Path, project: str) -> None:
     """The administrator grants the node's source to the project."""
-    from dataclasses import replace
-
     from flame.node.data.sources import Sources, read_sources, write_sources
 
     sources = read_sources(directory / "sources.toml")

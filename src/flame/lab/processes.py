@@ -16,6 +16,9 @@ from flame.model.errors import Unavailable
 
 STARTED_WITHIN = 60.0
 
+_let_go: list[subprocess.Popen[str]] = []
+"""Processes that go on without us: kept, so that none is taken for forgotten."""
+
 
 class Child:
     """One process of ours, in a session of its own so that Ctrl-C reaches only the one who started it."""
@@ -61,6 +64,7 @@ class Child:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
+        _let_go.append(self.process)
 
 
 def wait_for_file(path: Path, child: Child) -> dict[str, Any]:

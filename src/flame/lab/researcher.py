@@ -24,7 +24,6 @@ from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import AUTHOR_FILE, LockedState, format_time, freeze
 
 ORDER_HOURS = 24
-WATCH_SECONDS = 0.05
 TERMINAL = ("executed", "failed", "stopped")
 
 
@@ -186,10 +185,10 @@ class ResearcherSession:
 
     def build_and_distribute(self, analysis: str, progress: Callable[[Progress], None]) -> None:
         for command, status in (("buildStart", "buildStatus"), ("distributionStart", "distributionStatus")):
-            record = self.command(analysis, command)
+            record, seen = self.command(analysis, command), ""
             while record[status] not in TERMINAL:
-                time.sleep(WATCH_SECONDS)
-                record = self.api.get(f"/core/analyses/{analysis}")["data"]
+                shown, seen = self._look(analysis, seen)
+                record = shown["analysis"]
             progress(Progress("build", None, 100, f"{status} {record[status]}"))
             if record[status] != "executed":
                 raise RunFailed(
@@ -222,20 +221,25 @@ class ResearcherSession:
     ) -> tuple[str, str]:
         """Until every node has ended; returns the status and, where it failed, whose reason."""
         until = time.monotonic() + seconds
-        seen: dict[str, tuple[str, int]] = {}
+        told: dict[str, tuple[str, int]] = {}
+        seen = ""
         while True:
-            rows = self.api.get(f"/core/analysis-nodes?filter[analysisId]={submission.analysis}&page[limit]=50")["data"]
+            shown, seen = self._look(submission.analysis, seen)
+            rows = [row for row in shown["nodes"] if row["executionRun"] == submission.run]
             for row in rows:
                 now = (row["executionStatus"] or "", row.get("executionProgress") or 0)
-                if seen.get(row["nodeId"]) != now:
-                    seen[row["nodeId"]] = now
+                if told.get(row["nodeId"]) != now:
+                    told[row["nodeId"]] = now
                     progress(Progress("run", names.get(row["nodeId"], row["nodeId"]), now[1], now[0]))
-            states = [row["executionStatus"] for row in rows]
-            if all(state in TERMINAL for state in states) and states:
+            if len(rows) == len(shown["nodes"]) and all(row["executionStatus"] in TERMINAL for row in rows):
                 return _verdict(rows, names)
             if time.monotonic() > until:
                 return "failed", "The run did not end in time; it may still be going on."
-            time.sleep(WATCH_SECONDS)
+
+    def _look(self, analysis: str, seen: str) -> tuple[dict[str, Any], str]:
+        """What the hub shows of an analysis as soon as it is something new: the hub holds the answer back until then."""
+        answer = self.api.get(f"/core/analyses/{analysis}/watch?seen={seen}&wait=25")
+        return dict(answer["data"]), str(answer["meta"]["seen"])
 
     def open_results(self, submission: Submission, aggregator: PublicKey) -> list[ResultFile]:
         """Fetch this run's sealed results, verify who sealed them, and open them here."""
@@ -348,8 +352,8 @@ def _verdict(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> tup
     if not bad:
         return "executed", ""
     # the one that failed first has a reason of its own; the others tell of it
-    first = min(bad, key=lambda row: ("ended:" in (row.get("reason") or ""), str(row.get("updatedAt"))))
-    reason = str(first.get("reason") or "no reason was given")
+    first = min(bad, key=lambda row: (" ended: " in (row.get("executionReason") or ""), str(row.get("updatedAt"))))
+    reason = str(first.get("executionReason") or "no reason was given")
     return str(first["executionStatus"]), f"{names.get(str(first['nodeId']), first['nodeId'])}: {reason}"
 
 

@@ -249,9 +249,7 @@ class PlaceBody(DecisionBody):
     execution_progress: int | UnsetType | None = UNSET
     execution_run: str | UnsetType | None = UNSET
     execution_reason: str | UnsetType | None = UNSET
-    execution_run: str | UnsetType | None = UNSET
     """Ours: which run is reported of."""
-    execution_reason: str | UnsetType | None = UNSET
     """Ours: why it ended so, in the node's words."""
 
 

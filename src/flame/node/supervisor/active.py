@@ -625,8 +625,8 @@ async def report(context: Context, order: Order, run: Run, progress: int) -> Non
     body = {
         "executionStatus": status,
         "executionProgress": 100 if status == "executed" else progress,
-        "run": order.id,
-        "reason": run.reason[:2000],
+        "executionRun": order.id,
+        "executionReason": run.reason[:2000],
     }
     await context.link.request("POST", f"/core/analysis-nodes/{rows[0]['id']}", body)
     await context.journal.execute("UPDATE runs SET reported = ? WHERE id = ?", run.state.value, order.id)
