@@ -18,12 +18,24 @@ PROGRAM = (
 )
 
 
+THRICE = (
+    "from flame.storage.failpoints import declare, reached; p = declare('t.here', 'nothing');"
+    "[(reached(p), print(i)) for i in range(3)]"
+)
+
+
 def run(**env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, **env}, capture_output=True, text=True)
 
 
 def test_it_kills_without_clean_up() -> None:
     assert run(FLAME_TEST_HOOKS="1", FLAME_FAILPOINT="t.here").returncode == -signal.SIGKILL
+
+
+def test_it_kills_the_time_that_is_asked_for() -> None:
+    env = {"FLAME_TEST_HOOKS": "1", "FLAME_FAILPOINT": "t.here", "FLAME_FAILPOINT_HIT": "3", "PYTHONUNBUFFERED": "1"}
+    ended = subprocess.run([sys.executable, "-c", THRICE], env={**os.environ, **env}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "0\n1\n")
 
 
 def test_it_kills_once_when_a_marker_is_given(tmp_path: Path) -> None:
