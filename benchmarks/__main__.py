@@ -147,7 +147,9 @@ def vector(n: int) -> list[Figure]:
     found = [figure(f"{n} x 40 MB round", times, "s", "<= 0.3" if n == 3 else "<= 0.8")]
     if n == 10:
         found.append(figure("peak memory of the hub above idle, 10 x 40 MB", [memory.above("hub")], "MB", "<= 20"))
-        found.append(figure("peak memory of the aggregator above idle, 10 x 40 MB", [memory.above("aggregator")], "MB", "<= 120"))
+        found.append(
+            figure("peak memory of the aggregator above idle, 10 x 40 MB", [memory.above("aggregator")], "MB", "<= 120")
+        )
     return found
 
 
@@ -192,7 +194,9 @@ MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
 def show(found: list[Figure]) -> None:
     for f in found:
         peer = PEERS.get(f.name, "")
-        print(f"{f.name:<54} {f.value:>9} {f.unit:<12} ({f.min} .. {f.max})  goal {f.goal or '-':<24} {peer}", flush=True)
+        print(
+            f"{f.name:<54} {f.value:>9} {f.unit:<12} ({f.min} .. {f.max})  goal {f.goal or '-':<24} {peer}", flush=True
+        )
 
 
 def main() -> None:
@@ -201,7 +205,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     chosen = parser.parse_args()
     found: list[Figure] = []
-    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores; every payload end-to-end encrypted; loopback without TLS")
+    print(
+        f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores; every payload end-to-end encrypted; loopback without TLS"
+    )
     for name in chosen.only:
         figures = MEASUREMENTS[name]()
         show(figures)
