@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from flame.lab.researcher import Progress
 
 _BAR: Final = 24
+_HEADLINES: Final = {"build": "building on the pinned environment, distributing", "run": "computing at the hospitals"}
+"""Stages whose steps are told in the wire's words, or node by node."""
+
+
+def headline(step: Progress) -> str:
+    return _HEADLINES.get(step.stage, step.text)
 
 
 class View(Protocol):
@@ -47,7 +53,7 @@ class Lines:
     """One line for each new stage, on stderr so that stdout stays the result's."""
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out, self._last = out or sys.stderr, ("", "")
+        self._out, self._last = out or sys.stderr, ""
         self._began = time.monotonic()
 
     def __enter__(self) -> Lines:
@@ -56,13 +62,12 @@ class Lines:
     def __exit__(self, *_: object) -> None: ...
 
     def __call__(self, step: Progress) -> None:
-        if (step.stage, step.text) != self._last and step.node is None:
-            self._last = (step.stage, step.text)
-            self._out.write(f"{time.monotonic() - self._began:6.1f} s  {plain(step.text)}\n")
+        if headline(step) != self._last:
+            self._last = headline(step)
+            self._out.write(f"{time.monotonic() - self._began:6.1f} s  {plain(self._last)}\n")
             self._out.flush()
 
-    def close(self) -> None:
-        self._last = ("", "")
+    def close(self) -> None: ...
 
 
 class Live:
@@ -73,7 +78,7 @@ class Live:
         from rich.live import Live as RichLive
 
         self._began = time.monotonic()
-        self._done: list[tuple[float, str]] = []
+        self._done: list[str] = []
         self._now = ""
         self._nodes: dict[str, tuple[int, str]] = {}
         console = Console(stderr=True, highlight=False)
@@ -94,17 +99,17 @@ class Live:
     def __call__(self, step: Progress) -> None:
         if step.node is not None:
             self._nodes[step.node] = (step.percent, step.text)
-        elif step.text != self._now:
+        if headline(step) != self._now:
             if self._now:
-                self._done.append((time.monotonic() - self._began, self._now))
-            self._now = step.text
+                self._done.append(self._now)
+            self._now = headline(step)
 
     def _view(self) -> Any:
         from rich.console import Group
         from rich.spinner import Spinner
         from rich.text import Text
 
-        rows: list[Any] = [Text(f"  ✓ {plain(text)}", style="dim") for _, text in self._done]
+        rows: list[Any] = [Text(f"  ✓ {plain(text)}", style="dim") for text in self._done]
         rows.append(Spinner("dots", Text(f"{plain(self._now)}  {time.monotonic() - self._began:.1f} s"), style="cyan"))
         for node, (percent, text) in self._nodes.items():
             filled = round(_BAR * percent / 100)

@@ -167,6 +167,11 @@ class Demo:
         return round(time.monotonic() - self._began, 3)
 
 
+def demo(out: Path, at_result: Callable[[], None] = lambda: None) -> Shown:
+    """The demonstration as it is without options; ``at_result`` is called when its table could be read."""
+    return Demo(Wish(out), lambda step: None, lambda shown: at_result()).run()
+
+
 def plan(wish: Wish, folder: Path) -> Study:
     """Settle data and model; the breast cancer data are divided into files in ``folder``.
 

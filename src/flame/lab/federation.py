@@ -20,7 +20,7 @@ from flame.lab.http import Api
 from flame.lab.processes import Child, alive, belongs, end, wait_for_file
 from flame.lab.researcher import Keys, KnownNode, Progress, ResearcherSession, ResultFile, Submission
 from flame.lab.stewards import Steward
-from flame.model.errors import Conflict, FlameError, NotFound, RunFailed, Unavailable
+from flame.model.errors import Conflict, FlameError, Invalid, NotFound, RunFailed, Unavailable
 from flame.model.manifest import Environment, Manifest
 
 STATE = "federation.json"
@@ -389,6 +389,8 @@ class _Starting:
                 "Two nodes have the same name.",
                 next_step=f"Give each --site a name of its own, other than '{AGGREGATOR}'.",
             )
+        if short := [name for name in names if not 3 <= len(name) <= 128]:
+            raise Invalid(f"The site's name '{short[0]}' is too short or too long.", next_step="Use 3 to 128 characters.")
         progress("start", "starting hub and nodes")
         hub = self._spawn(
             "hub",

@@ -47,6 +47,7 @@ def print_result(console: Console, shown: Shown) -> None:
     console.print()
     console.print(_heading(shown))
     console.print(_coefficients(shown, console.width))
+    console.print()
     console.print(_comparison(shown))
 
 
@@ -128,6 +129,9 @@ def _facts(shown: Shown) -> Table:
         "its log", "verified: complete, signed, nothing rewritten" if shown.log_verified else _bad("NOT verified")
     )
     table.add_row("isolation", _isolation(shown.isolation))
+    table.add_row(
+        "keys", "confirmed by this demo for the stewards it plays; real stewards do it by telephone or letter"
+    )
     table.add_row("", "")
     for stage, seconds in shown.seconds.items():
         table.add_row(f"{seconds:8.2f} s", _STAGES.get(stage, stage))
