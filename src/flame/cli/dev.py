@@ -55,7 +55,7 @@ def up(
         from flame.lab.federation import Federation
         from flame.lab.researcher import Progress
 
-        sites, known_public = _sites(hospitals, read_sites(site or ()), stack)
+        sites, known_public = _sites(hospitals, read_sites(site or (), (".csv", ".parquet")), stack)
         view = stack.enter_context(progress(json))
         federation = Federation.up(
             dir,

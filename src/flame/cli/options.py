@@ -22,8 +22,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,63}")
 
 
-def read_sites(texts: Sequence[str]) -> tuple[Site, ...]:
-    """``NAME=PATH``, repeated. Raises Invalid, NotFound."""
+def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tuple[Site, ...]:
+    """``NAME=PATH``, repeated; a folder stands for the one table in it. Raises Invalid, NotFound."""
     from flame.lab.federation import Site
 
     sites = []
@@ -34,10 +34,7 @@ def read_sites(texts: Sequence[str]) -> tuple[Site, ...]:
                 f"--site {text[:100]!r} is not NAME=PATH.",
                 next_step="A name has 3 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
             )
-        file = Path(path).expanduser()
-        if not file.exists():
-            raise NotFound(f"The data of {name} are not there: {file} does not exist.", next_step="Check the path.")
-        sites.append(Site(name, file.absolute()))
+        sites.append(Site(name, _table(name, Path(path).expanduser(), endings).absolute()))
     names = [site.name.lower() for site in sites]
     if len(set(names)) != len(names) or "aggregator" in names or "hub" in names:
         raise Invalid(
@@ -45,6 +42,23 @@ def read_sites(texts: Sequence[str]) -> tuple[Site, ...]:
             next_step="Give each hospital a name of its own, other than 'aggregator' and 'hub'.",
         )
     return tuple(sites)
+
+
+def _table(name: str, path: Path, endings: Sequence[str]) -> Path:
+    if not path.exists():
+        raise NotFound(f"The data of {name} are not there: {path} does not exist.", next_step="Check the path.")
+    known = " or ".join(endings)
+    if path.is_dir():
+        tables = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
+        if len(tables) != 1:
+            raise Invalid(
+                f"The folder {path} of {name} holds {len(tables)} tables ({known}); one is needed.",
+                next_step="Name the file itself.",
+            )
+        return tables[0]
+    if path.suffix.lower() not in endings:
+        raise Invalid(f"The data of {name} are not a {known} file: {path}.", next_step="Save the table in that form.")
+    return path
 
 
 def read_columns(text: str | None) -> tuple[str, ...]:

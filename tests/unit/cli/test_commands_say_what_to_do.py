@@ -79,6 +79,20 @@ def test_sites_need_existing_files_and_names_of_their_own(tmp_path: Path) -> Non
             read_sites([f"{name}={file}" for name in names])
 
 
+def test_a_folder_stands_for_its_one_table(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for tables in ([], ["a.csv"], ["a.csv", "b.csv"]):
+        for name in tables:
+            (tmp_path / name).write_text("x\n1\n")
+        if len(tables) == 1:
+            assert read_sites([f"Mainz={tmp_path}"])[0].path == tmp_path / "a.csv"
+        else:
+            with pytest.raises(Invalid, match=f"{len(tables)} tables"):
+                read_sites([f"Mainz={tmp_path}"])
+    with pytest.raises(Invalid, match="csv"):
+        read_sites([f"Mainz={tmp_path / 'notes.txt'}"])
+
+
 def test_lists_of_columns() -> None:
     assert read_columns(None) == ()
     assert read_columns("age, mean radius") == ("age", "mean radius")
