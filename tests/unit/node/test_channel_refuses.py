@@ -235,6 +235,22 @@ def test_an_announcement_of_something_else_is_refused(
     run(story())
 
 
+def test_an_announcement_that_was_taken_in_time_holds_after_a_restart(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with federation(tmp_path, ALPHA, AGGREGATOR) as (_, nodes):
+            parties, now = nodes[AGGREGATOR].channel.parties, int(time.time())
+            old = announced(nodes[ALPHA], created=now - 90_000, expires=now - 80_000)
+            with pytest.raises(Expired):
+                parties.take(ALPHA, old, now)
+            assert parties.restore(ALPHA, old).created == now - 90_000
+            with pytest.raises(BadSignature):
+                parties.restore(ALPHA, announced(nodes[ALPHA], IdentityKey.generate()))
+            with pytest.raises(FlameError):
+                parties.restore(ALPHA, b"noise")
+
+    run(story())
+
+
 def test_nobody_announces_for_another(tmp_path: Path) -> None:
     async def story() -> None:
         async with federation(tmp_path, ALPHA, AGGREGATOR) as (_, nodes):

@@ -13,6 +13,8 @@ from flame.crypto.keys import PublicKey
 from flame.model.errors import Refused, RunFailed
 from flame.model.manifest import Participant
 
+SIGNATURE_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Party:
@@ -57,6 +59,10 @@ class Parties:
             self._announced[node] = announcement
             self._changed.notify_all()
         return announcement
+
+    def restore(self, node: str, body: bytes) -> Announcement:
+        """After a restart: an announcement that was taken before. Its time was judged when it came, once."""
+        return self.take(node, body, Announcement.parse(body[:-SIGNATURE_BYTES]).created)
 
     def missing(self) -> list[str]:
         return [p.participant.name for node, p in self._parties.items() if node not in self._announced]
