@@ -163,24 +163,24 @@ def advance(run: Run, event: Event) -> tuple[Run, list[Do]]:
         case S.QUEUED, Accepted():
             return run.into(S.PREPARING), [Do.MAKE_KEYS, Do.REPORT, Do.PREPARE]
         case _, Denied(reason, code):
-            return run.into(S.REFUSED, reason, code), [Do.KILL, Do.TELL_PEERS, Do.LOG_REFUSAL, Do.REPORT, Do.CLEAN_UP]
+            return run.into(S.REFUSED, reason, code), at_the_end(S.REFUSED)
         case S.PREPARING, Ready():
             return run.into(S.PREPARED), [Do.LOG_START, Do.START_SANDBOX]
         case S.PREPARED, SandboxVerified():
             return run.into(S.RUNNING), [Do.OPEN, Do.REPORT]
         case _, PromiseBroken(promise, detail):
             reason = f"The sandbox broke its promise '{promise}': {detail}".rstrip(": ")
-            return run.into(S.FAILED, reason, "promise_broken"), _ending()
+            return run.into(S.FAILED, reason, "promise_broken"), at_the_end(S.FAILED)
         case S.RUNNING, ProgramEnded():
-            return run.into(S.ENDED), [Do.LOG_END, Do.REPORT, Do.KILL, Do.CLEAN_UP]
+            return run.into(S.ENDED), at_the_end(S.ENDED)
         case _, ProgramFailed(reason, code):
-            return run.into(S.FAILED, reason, code), _ending()
+            return run.into(S.FAILED, reason, code), at_the_end(S.FAILED)
         case _, PeerEnded(name, reason):
-            return run.into(S.FAILED, f"{name} ended: {reason}", "peer_ended"), _ending()
+            return run.into(S.FAILED, f"{name} ended: {reason}", "peer_ended"), at_the_end(S.FAILED)
         case _, StopAsked(by):
-            return run.into(S.STOPPED, f"Stopped by {by}.", "stopped"), _ending()
+            return run.into(S.STOPPED, f"Stopped by {by}.", "stopped"), at_the_end(S.STOPPED)
         case _, DeadlinePassed(what):
-            return run.into(S.FAILED, what, "deadline"), _ending()
+            return run.into(S.FAILED, what, "deadline"), at_the_end(S.FAILED)
         case S.QUEUED, NodeRestarted():
             return run, [Do.VERIFY]
         case _, NodeRestarted():
@@ -188,5 +188,13 @@ def advance(run: Run, event: Event) -> tuple[Run, list[Do]]:
     raise Conflict(f"A run that is {run.state} cannot take {type(event).__name__}.")
 
 
-def _ending() -> list[Do]:
-    return [Do.KILL, Do.TELL_PEERS, Do.LOG_END, Do.REPORT, Do.CLEAN_UP]
+def at_the_end(state: RunState) -> list[Do]:
+    """What belongs to a terminal state. Each may be done again, for a node that died in the middle of it."""
+    match state:
+        case RunState.ENDED:
+            return [Do.LOG_END, Do.REPORT, Do.KILL, Do.CLEAN_UP]
+        case RunState.REFUSED:
+            return [Do.KILL, Do.TELL_PEERS, Do.LOG_REFUSAL, Do.REPORT, Do.CLEAN_UP]
+        case RunState.FAILED | RunState.STOPPED:
+            return [Do.KILL, Do.TELL_PEERS, Do.LOG_END, Do.REPORT, Do.CLEAN_UP]
+    raise Conflict(f"A run that is {state} has not ended.")

@@ -37,6 +37,8 @@ NODE = [
     CREATE TABLE clock(id INTEGER PRIMARY KEY CHECK (id = 1), last REAL NOT NULL);
     CREATE TABLE starts(id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL);
     """,
+    # whether all that belongs to a run's end was done: a node that dies in the middle of it does it after its restart
+    "ALTER TABLE runs ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;",
 ]
 
 RUN_KEYS = [

@@ -76,6 +76,8 @@ class NodeService:
         answer = await self._decisions.decide(
             analysis, _decision(decision), steward, comment, days or DEFAULT_DAYS, confirm_unsigned
         )
+        if decision == "rejected":
+            await self._supervisor.withdrawn(analysis, self._named(steward))
         await self._decisions.flush()
         await self._supervisor.decided(analysis)
         return answer
@@ -111,8 +113,12 @@ class NodeService:
         return await self._supervisor.run(id_)
 
     async def stop(self, run: str, steward: str, reason: str = "") -> dict[str, Any]:
-        await self._supervisor.stop(run, f"{steward}, a steward of {self._context.enrolled.name}")
+        said = f": {' '.join(reason.split())[:500]}" if reason.strip() else ""
+        await self._supervisor.stop(run, f"{self._named(steward)}{said}")
         return {"run": run, "state": "stopping"}
+
+    def _named(self, steward: str) -> str:
+        return f"{steward}, a steward of {self._context.enrolled.name}"
 
     async def start(self, analysis: str, steward: str) -> dict[str, Any]:
         await self._supervisor.decided(analysis)
@@ -183,12 +189,19 @@ async def _serve(layout: Layout) -> None:
     runner = await _local(layout, service)
     tasks = [
         asyncio.create_task(work)
-        for work in (link.run(), events.run(), decisions.run(), supervisor.work(), _probe(context, supervisor))
+        for work in (
+            link.run(),
+            events.run(),
+            decisions.run(),
+            supervisor.work(),
+            supervisor.keep_reporting(),
+            _probe(context, supervisor),
+        )
     ]
     log.info("node %s serves", enrolled.name)
     try:
         done, _ = await asyncio.wait(
-            [*tasks[:4], asyncio.create_task(ended.wait())], return_when=asyncio.FIRST_COMPLETED
+            [*tasks[:-1], asyncio.create_task(ended.wait())], return_when=asyncio.FIRST_COMPLETED
         )
         for task in done:
             task.result()

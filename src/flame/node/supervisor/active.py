@@ -109,21 +109,40 @@ class ActiveRun:
         """Bring the run from where it is to its end."""
         reporter = asyncio.create_task(self._report_always())
         try:
-            if resumed:
-                self.feed(life.NodeRestarted())
-                if self.run.state is not RunState.QUEUED:
-                    await self._verify(feed=False)
+            if self.run.state.is_terminal:
+                await self._end_again()
+            elif resumed:
+                self._spawn(self._resume())
             else:
-                self._spawn(self._verify(feed=True))
+                self._spawn(self._verify(feed=life.Accepted()))
             while not self.run.state.is_terminal:
                 event = await self._queue.get()
                 await self._advance(event)
             await self._last_report()
         finally:
             reporter.cancel()
-            for task in self._tasks:
-                task.cancel()
+            await self._cancel_all()
             self.done.set()
+
+    async def _cancel_all(self) -> None:
+        """Also a sandbox whose start was under way when the run ended is taken down."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._context.sandbox.cleanup(self.order.id[:32])
+
+    async def _resume(self) -> None:
+        """Nothing is believed because it was believed before the restart: the order is verified again."""
+        if self.run.state is RunState.QUEUED:
+            self.feed(life.NodeRestarted())
+        else:
+            await self._verify(feed=life.NodeRestarted())
+
+    async def _end_again(self) -> None:
+        """The node died between this run's end and its last word: what belongs to the end is done now, once."""
+        for do in life.at_the_end(self.run.state):
+            await self._attempt(do)
 
     async def abandon(self) -> None:
         """The node ends: the sandbox too, the run's state stays."""
@@ -146,18 +165,21 @@ class ActiveRun:
             reached(STATE)
             log.info("run %s is %s %s", self.order.id[:12], after.state, after.reason)
         for do in todo:
-            try:
-                await self._perform(do)
-            except FlameError as error:
-                self.feed(life.ProgramFailed(str(error), error.code))
-            except Exception as error:  # noqa: BLE001 - a fault of ours must end the run truthfully, not hang it
-                log.exception("run %s: %s", self.order.id[:12], do.name)
-                self.feed(life.ProgramFailed(*explain_failure(error)))
+            await self._attempt(do)
+
+    async def _attempt(self, do: Do) -> None:
+        try:
+            await self._perform(do)
+        except FlameError as error:
+            self.feed(life.ProgramFailed(str(error), error.code))
+        except Exception as error:  # noqa: BLE001 - a fault of ours must end the run truthfully, not hang it
+            log.exception("run %s: %s", self.order.id[:12], do.name)
+            self.feed(life.ProgramFailed(*explain_failure(error)))
 
     async def _perform(self, do: Do) -> None:
         match do:
             case Do.VERIFY:
-                self._spawn(self._verify(feed=True))
+                self._spawn(self._verify(feed=life.Accepted()))
             case Do.MAKE_KEYS:
                 await self._make_keys()
             case Do.PREPARE:
@@ -178,9 +200,9 @@ class ActiveRun:
                     "run-started", self.order.id, manifest=digest(self.order.manifest).hex(), **facts
                 )
             case Do.LOG_END:
-                await self._events.add("run-ended", self.order.id, state=self.run.state.value, code=self.run.code)
+                await self._events.add_once("run-ended", self.order.id, state=self.run.state.value, code=self.run.code)
             case Do.LOG_REFUSAL:
-                await self._events.add(
+                await self._events.add_once(
                     "refusal", self.order.id, manifest=digest(self.order.manifest).hex(), code=self.run.code
                 )
             case Do.CLEAN_UP:
@@ -216,35 +238,42 @@ class ActiveRun:
 
     # --- verify and join --------------------------------------------------------------------------------------------
 
-    async def _verify(self, *, feed: bool) -> None:
-        order = self.order
-        try:
-            manifest = verification.read_manifest(order.manifest)
-            self._manifest = manifest
-            hex_ = digest(order.manifest).hex()
-            if manifest.analysis != order.analysis:
-                raise Refused("The hub shows this manifest under another analysis than its own.")
-            await self._decisions.learn_keys(manifest)
-            situation = await self._decisions.situation(order.analysis, hex_)
-            verification.verify_participants(manifest, situation)
-            verification.verify_recipients(manifest, situation)
-            verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
-            verification.verify_own_approval(bytes.fromhex(hex_), situation)
-            self._start = verification.verify_order(
-                manifest, bytes.fromhex(hex_), order.order, order.order_signature, situation
-            )
-            await self._use_number(hex_, self._start.number)
-        except Unavailable:
-            raise
-        except FlameError as error:
-            if not feed:
+    async def _verify(self, *, feed: Event) -> None:
+        """Check the order; then ``feed``, or the denial. Waits for the hub where a key has still to be fetched."""
+        while True:
+            try:
+                await self._check_order()
+            except Unavailable as error:
+                log.warning("run %s waits: %s", self.order.id[:12], error)
+                await self._hub_again()
+                continue
+            except FlameError as error:
                 self.feed(life.Denied(str(error), error.code))
                 return
-            self.feed(life.Denied(str(error), error.code))
+            reached(ACCEPTED)
+            self.feed(feed)
             return
-        reached(ACCEPTED)
-        if feed:
-            self.feed(life.Accepted())
+
+    async def _hub_again(self) -> None:
+        await asyncio.sleep(0.5)
+        await self._context.link.online.wait()
+
+    async def _check_order(self) -> None:
+        order = self.order
+        self._manifest = manifest = verification.read_manifest(order.manifest)
+        hex_ = digest(order.manifest).hex()
+        if manifest.analysis != order.analysis:
+            raise Refused("The hub shows this manifest under another analysis than its own.")
+        await self._decisions.learn_keys(manifest)
+        situation = await self._decisions.situation(order.analysis, hex_)
+        verification.verify_participants(manifest, situation)
+        verification.verify_recipients(manifest, situation)
+        verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
+        verification.verify_own_approval(bytes.fromhex(hex_), situation)
+        self._start = verification.verify_order(
+            manifest, bytes.fromhex(hex_), order.order, order.order_signature, situation
+        )
+        await self._use_number(hex_, self._start.number)
 
     async def _use_number(self, hex_: str, number: int) -> None:
         def write(connection: Any) -> str:
@@ -386,8 +415,7 @@ class ActiveRun:
                     break
                 except Unavailable as error:
                     log.warning("run %s waits: %s", self.order.id[:12], error)
-                    await asyncio.sleep(0.5)
-                    await self._context.link.online.wait()
+                    await self._hub_again()
         except FlameError as error:
             self.feed(life.Denied(str(error), error.code))
             return
@@ -472,7 +500,12 @@ class ActiveRun:
                 life.ProgramFailed("The program at the aggregator ended without submitting a result.", "no_result")
             )
             return
-        await self._upload_results()
+        try:
+            async with asyncio.timeout(max(1.0, self._channel.deadline - time.monotonic())):
+                await self._upload_results()
+        except TimeoutError:
+            self.feed(life.DeadlinePassed("The hub did not take the result in time. Ask its operator, then run again."))
+            return
         left = max(1.0, self._channel.deadline - time.monotonic())
         if not await self._channel.flushed(left):
             self.feed(life.DeadlinePassed("The hub did not take the run's last messages in time."))
@@ -551,7 +584,12 @@ class ActiveRun:
         return {r.id: base64.b64decode(members[r.result_key].public) for r in self._manifest.recipients}
 
     async def _upload_results(self) -> None:
-        await upload_released(self._context, self.order.id, self.order.analysis)
+        while True:
+            try:
+                return await upload_released(self._context, self.order.id, self.order.analysis)
+            except Unavailable as error:
+                log.warning("run %s: the result waits: %s", self.order.id[:12], error)
+                await self._hub_again()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -564,8 +602,9 @@ class ActiveRun:
 
     async def _tell_peers(self) -> None:
         """A short sealed word to everyone who has announced; who has not will not wait for this node's messages."""
-        if self._channel is None or self._manifest is None:
+        if self._channel is None and not await self._open_for_the_end():
             return
+        assert self._channel is not None and self._manifest is not None
         missing = set(self._channel.parties.missing())
         peers = [p.node for p in self._manifest.participants if p.node != self._context.node and p.name not in missing]
         if not peers:
@@ -576,6 +615,16 @@ class ActiveRun:
             await self._channel.flushed(5)
         except FlameError as error:
             log.warning("run %s: the peers could not be told: %s", self.order.id[:12], error)
+
+    async def _open_for_the_end(self) -> bool:
+        """After a restart: whether this node had announced itself; then the others wait for its word."""
+        own = "SELECT 1 FROM announcements WHERE run = ? AND node = ?"
+        if not await self._context.journal.rows(own, self.order.id, self._context.node):
+            return False
+        self._manifest = verification.read_manifest(self.order.manifest)
+        self._start = StartOrder.decode(self.order.order)
+        await self._make_keys()
+        return True
 
     def _on_control(self, sender: str, name: str, body: bytes) -> None:
         if name != "ended" or self._manifest is None:
@@ -676,6 +725,7 @@ async def _upload_once(context: Context, bucket: str, name: str, content: bytes)
 
 def _forget(connection: Any, run: str) -> None:
     """What the run's messages left behind. Digests and rows that prove what left stay; results stay for re-sealing."""
+    connection.execute("UPDATE runs SET closed = 1 WHERE id = ?", (run,))
     connection.execute("DELETE FROM inbox WHERE run = ?", (run,))
     connection.execute("DELETE FROM outbox WHERE run = ? AND key NOT LIKE 'final/%'", (run,))
 

@@ -24,7 +24,7 @@ from flame.model.errors import (
 )
 from flame.model.manifest import Manifest
 from flame.node.context import Context, log, now
-from flame.node.supervisor.events import Events
+from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.node.supervisor.verification import Member, Situation, read_manifest
 from flame.protocol.documents import Approval, By, Proposal
 from flame.protocol.freeze import format_time
@@ -284,7 +284,9 @@ class Decisions:
             try:
                 await self.flush()
             except Unavailable:
-                continue
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._context.link.online.wait()
+                self._wake.set()
             except FlameError as error:
                 log.error("the hub does not take a decision: %s", error)
             except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node

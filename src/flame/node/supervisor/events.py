@@ -8,11 +8,16 @@ import secrets
 import sqlite3
 from typing import Any
 
+import msgspec
+
 from flame.crypto.signatures import sign_event
 from flame.model.errors import FlameError, Unavailable
 from flame.node.context import Context, log, now
 from flame.protocol.documents import Event
 from flame.protocol.freeze import format_time
+
+RETRY_SECONDS = 2.0
+"""Between attempts at a hub that is there and cannot do it now."""
 
 
 class Events:
@@ -30,6 +35,13 @@ class Events:
         await self._context.journal.execute("INSERT INTO events(event, signature) VALUES(?, ?)", *row)
         self.kick()
 
+    async def add_once(self, type_: str, subject: str, **facts: Any) -> None:
+        """As ``add``, unless there is an event of this type about this subject already."""
+        rows = await self._context.journal.rows("SELECT event FROM events WHERE instr(event, ?)", subject)
+        known = (msgspec.json.decode(event) for (event,) in rows)
+        if not any(event["type"] == type_ and event["subject"] == subject for event in known):
+            await self.add(type_, subject, **facts)
+
     def kick(self) -> None:
         self._wake.set()
 
@@ -40,7 +52,9 @@ class Events:
             try:
                 await self._send_all()
             except Unavailable:
-                continue  # the next Welcome kicks again
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._context.link.online.wait()
+                self._wake.set()
             except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node
                 log.exception("log events could not be sent")
 

@@ -14,7 +14,7 @@ from flame.model.run import Run, RunState
 from flame.node.context import Context, log
 from flame.node.supervisor.active import ActiveRun, Order, report, upload_released
 from flame.node.supervisor.decisions import Decisions
-from flame.node.supervisor.events import Events
+from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.protocol.control import Changed, Deliver
 
 MAX_EARLY = 4096
@@ -27,6 +27,7 @@ class Supervisor:
         self.active: dict[str, ActiveRun] = {}
         self._early: dict[str, list[Deliver]] = {}
         self._look_again: asyncio.Queue[str] = asyncio.Queue()
+        self._unreported = asyncio.Event()
         self._drives: set[asyncio.Task[None]] = set()
 
     async def resume(self) -> None:
@@ -34,6 +35,7 @@ class Supervisor:
         for row in await self._context.journal.read(_unfinished):
             order, state = _order(row), Run(row["id"], RunState(row["state"]), row["reason"], row["code"])
             self._begin(order, state, resumed=True)
+            self._look_again.put_nowait(order.analysis)  # it may have been stopped meanwhile
 
     async def work(self) -> None:
         """Look again at analyses that changed, one after the other, until cancelled."""
@@ -42,11 +44,21 @@ class Supervisor:
             try:
                 await self._look(analysis)
             except Unavailable:
-                await asyncio.sleep(0.2)  # the next Welcome looks at everything again
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._look_again.put_nowait, analysis)
             except FlameError as error:
                 log.warning("analysis %s: %s", analysis, error)
             except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node's work
                 log.exception("analysis %s", analysis)
+
+    async def keep_reporting(self) -> None:
+        """Tell the hub how runs ended, and hand over what was released, until it has taken it; until cancelled."""
+        while True:
+            await self._unreported.wait()
+            self._unreported.clear()
+            if not await self._report_again():
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._context.link.online.wait()
+                self._unreported.set()
 
     # --- from the link ----------------------------------------------------------------------------------------------
 
@@ -54,7 +66,7 @@ class Supervisor:
         """After each Welcome: everything that may have changed meanwhile."""
         self._events.kick()
         self._decisions.kick()
-        await self._report_again()
+        self._unreported.set()
         offset = 0
         while True:
             answer = await self._context.link.request(
@@ -86,6 +98,12 @@ class Supervisor:
 
     async def decided(self, analysis: str) -> None:
         self._look_again.put_nowait(analysis)
+
+    async def withdrawn(self, analysis: str, by: str) -> None:
+        """An approval was withdrawn: what runs of the analysis ends."""
+        for active in list(self.active.values()):
+            if active.order.analysis == analysis:
+                active.feed(life.StopAsked(f"{by}, who withdrew the approval"))
 
     async def stop(self, run: str, by: str) -> None:
         active = self.active.get(run)
@@ -175,10 +193,11 @@ class Supervisor:
 
         order_text = str(row["order"]).encode()
         run = digest(order_text).hex()
-        if row.get("stop") and run in self.active:
+        stopping = row.get("state") == "stopping"
+        if stopping and run in self.active:
             self.active[run].feed(life.StopAsked("the researcher"))
             return
-        if run in self.active or await self._known(run):
+        if run in self.active or row.get("state") not in ("ordered", "stopping") or await self._known(run):
             return
         if not self._context.policy.autostart:
             log.info("run %s waits for `flame node start`", run[:12])
@@ -193,6 +212,8 @@ class Supervisor:
         )
         await self._context.journal.write(lambda c: _insert(c, order))
         self._begin(order, Run(run), resumed=False)
+        if stopping:
+            self.active[run].feed(life.StopAsked("the researcher"))
 
     def _begin(self, order: Order, state: Run, *, resumed: bool) -> None:
         active = ActiveRun(self._context, self._decisions, self._events, order, state, self._join_seconds)
@@ -210,6 +231,7 @@ class Supervisor:
             log.exception("run %s", active.order.id[:12])
         finally:
             self.active.pop(active.order.id, None)
+            self._unreported.set()
 
     async def shut_down(self) -> None:
         """The node ends; its sandboxes end with it. Runs stay as they are and go on at the next start."""
@@ -218,7 +240,9 @@ class Supervisor:
         for task in list(self._drives):
             task.cancel()
 
-    async def _report_again(self) -> None:
+    async def _report_again(self) -> bool:
+        """False: something is left that may be taken later. What the hub refuses is tried again after a Welcome."""
+        done = True
         for row in await self._context.journal.read(_unreported):
             if row["id"] in self.active:
                 continue
@@ -227,8 +251,11 @@ class Supervisor:
                 await report(self._context, _order(row), state, 0)
                 if state.state is RunState.ENDED:
                     await upload_released(self._context, row["id"], row["analysis"])
+            except Unavailable:
+                done = False
             except FlameError as error:
                 log.warning("run %s: %s", row["id"][:12], error)
+        return done
 
     async def _known(self, run: str) -> bool:
         return bool(
@@ -267,8 +294,9 @@ def _order(row: dict[str, Any]) -> Order:
 
 
 _ENDED = "('ended', 'stopped', 'refused', 'failed')"
-_UNFINISHED = f"SELECT * FROM runs WHERE state NOT IN {_ENDED} ORDER BY created"  # noqa: S608 - a constant
-_UNREPORTED = f"SELECT * FROM runs WHERE state IN {_ENDED} AND reported != state"  # noqa: S608 - a constant
+_UNFINISHED = f"SELECT * FROM runs WHERE state NOT IN {_ENDED} OR closed = 0 ORDER BY created"  # noqa: S608 - a constant
+_WAITING = "state = 'ended' AND id IN (SELECT run FROM results WHERE state = 'released')"
+_UNREPORTED = f"SELECT * FROM runs WHERE state IN {_ENDED} AND reported != state OR {_WAITING}"  # noqa: S608 - constants
 
 
 def _unfinished(connection: sqlite3.Connection) -> list[dict[str, Any]]:
