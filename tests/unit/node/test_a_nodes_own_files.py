@@ -29,6 +29,7 @@ from flame.model.errors import (
     Refused,
     Unavailable,
 )
+from flame.model.manifest import DataRequest
 from flame.node.config import Enrolled, Layout, read_enrolled, write_enrolled
 from flame.node.enrolment import init as enrol
 from flame.node.enrolment.init import ENROL_CONTEXT, enrolment_request
@@ -229,6 +230,24 @@ def test_an_order_that_comes_before_the_sandbox_was_tried_waits() -> None:
     context = cast("Any", SimpleNamespace(isolation=None, policy=None))
     with pytest.raises(Unavailable):
         check_isolation(context, node_world.manifest())
+
+
+def test_a_file_without_a_header_tells_nobody_its_first_patient(tmp_path: Path) -> None:
+    """The reader's words list the columns, which here are a patient; they stay at the node."""
+    data, folder = tmp_path / "data.csv", RunFolder(tmp_path / "run")
+    data.write_text("Mueller,45,positive\nMaier,50,negative\n")
+    (tmp_path / "sources.toml").write_text(
+        f'[[source]]\nname = "data"\npath = "{data}"\nprojects = ["{node_world.PROJECT}"]\n'
+    )
+    folder.fresh()
+    context = SimpleNamespace(
+        layout=Layout(tmp_path), node=node_world.DATA_NODES[0], policy=SimpleNamespace(public_data=False)
+    )
+    manifest = node_world.manifest(data=(DataRequest("*", "data", "table", ("age",), 0),))
+    with pytest.raises(Refused, match="steward reads why") as caught:
+        asyncio.run(preparation._data(cast("Any", context), manifest, folder))
+    assert "Mueller" not in str(caught.value)
+    assert "Mueller" in folder.output.read_text()
 
 
 def test_after_a_run_only_its_output_is_left(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flame.model.errors import (
     Malformed,
     NotFound,
     Refused,
+    RunFailed,
     Unavailable,
 )
 from flame.model.manifest import MAX_FILES, CodeFile, Manifest
@@ -205,8 +206,26 @@ async def _data(context: Context, manifest: Manifest, folder: RunFolder) -> dict
                 f"The source '{source.name}' is not marked public, but this node's policy says that it holds public data only.",
                 next_step="Mark the source public in sources.toml, or take public_data out of policy.toml.",
             )
-        found[request.source] = await asyncio.to_thread(_freeze, source, request, folder)
+        try:
+            found[request.source] = await asyncio.to_thread(_freeze, source, request, folder)
+        except FlameError as error:
+            raise await asyncio.to_thread(_without_content, error, request, folder) from None
     return found
+
+
+def _without_content(error: FlameError, request: DataRequest, folder: RunFolder) -> FlameError:
+    """What may leave when data cannot be read: a reader's words may quote a header, which may be a patient's row."""
+    with folder.output.open("a", encoding="utf-8") as file:
+        file.write(f"[data] {error}\n")
+    log.warning("run %s: source '%s': %s", folder.root.name[:12], request.source, error.code)
+    if isinstance(
+        error, Refused | RunFailed | Unavailable
+    ):  # a rule about numbers and places; it quotes nothing of the data
+        return error
+    return Refused(
+        f"The source '{request.source}' of this hospital cannot be used for this run ({error.code}).",
+        next_step="The hospital's steward reads why in the run's output and corrects the source or sources.toml.",
+    )
 
 
 def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> tuple[Snapshot, dict[str, Any]]:
