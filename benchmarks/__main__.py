@@ -176,8 +176,10 @@ def cold() -> list[Figure]:
     times: list[float] = []
     for _ in range(3):
         with tempfile.TemporaryDirectory(prefix="flame-bench-") as folder:
+            ended: list[float] = []
             started = time.monotonic()
-            demo(out=Path(folder) / "demo", at_result=lambda: times.append(time.monotonic() - started))
+            demo(out=Path(folder) / "demo", at_result=lambda ended=ended: ended.append(time.monotonic()))
+            times.append(ended[0] - started)
     return [figure("cold start to first result", times, "s", "<= 3")]
 
 

@@ -29,7 +29,8 @@ def letter(body: bytes = b"x", sender: str = A, **changed: object) -> Letter:
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Mailbox]]:
     opened: list[Database] = []
 
-    def build(quota: Quota = Quota()) -> Mailbox:
+    def build(quota: Quota | None = None) -> Mailbox:
+        quota = quota or Quota()
         if request.param == "memory":
             return MemoryMailbox(quota)
         database = Database(tmp_path / f"{len(opened)}.db")

@@ -390,7 +390,9 @@ class _Starting:
                 next_step=f"Give each --site a name of its own, other than '{AGGREGATOR}'.",
             )
         if short := [name for name in names if not 3 <= len(name) <= 128]:
-            raise Invalid(f"The site's name '{short[0]}' is too short or too long.", next_step="Use 3 to 128 characters.")
+            raise Invalid(
+                f"The site's name '{short[0]}' is too short or too long.", next_step="Use 3 to 128 characters."
+            )
         progress("start", "starting hub and nodes")
         hub = self._spawn(
             "hub",

@@ -156,35 +156,34 @@ class Do(StrEnum):
 
 def advance(run: Run, event: Event) -> tuple[Run, list[Do]]:
     """One step. Raises Conflict for an event that cannot happen in the run's state."""
-    S = RunState
     match run.state, event:
         case state, _ if state.is_terminal:
             return run, []
-        case S.QUEUED, Accepted():
-            return run.into(S.PREPARING), [Do.MAKE_KEYS, Do.REPORT, Do.PREPARE]
+        case RunState.QUEUED, Accepted():
+            return run.into(RunState.PREPARING), [Do.MAKE_KEYS, Do.REPORT, Do.PREPARE]
         case _, Denied(reason, code):
-            return run.into(S.REFUSED, reason, code), at_the_end(S.REFUSED)
-        case S.PREPARING, Ready():
-            return run.into(S.PREPARED), [Do.LOG_START, Do.START_SANDBOX]
-        case S.PREPARED, SandboxVerified():
-            return run.into(S.RUNNING), [Do.OPEN, Do.REPORT]
+            return run.into(RunState.REFUSED, reason, code), at_the_end(S.REFUSED)
+        case RunState.PREPARING, Ready():
+            return run.into(RunState.PREPARED), [Do.LOG_START, Do.START_SANDBOX]
+        case RunState.PREPARED, SandboxVerified():
+            return run.into(RunState.RUNNING), [Do.OPEN, Do.REPORT]
         case _, PromiseBroken(promise, detail):
             reason = f"The sandbox broke its promise '{promise}': {detail}".rstrip(": ")
-            return run.into(S.FAILED, reason, "promise_broken"), at_the_end(S.FAILED)
-        case S.RUNNING, ProgramEnded():
-            return run.into(S.ENDED), at_the_end(S.ENDED)
+            return run.into(RunState.FAILED, reason, "promise_broken"), at_the_end(S.FAILED)
+        case RunState.RUNNING, ProgramEnded():
+            return run.into(RunState.ENDED), at_the_end(S.ENDED)
         case _, ProgramFailed(reason, code):
-            return run.into(S.FAILED, reason, code), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, reason, code), at_the_end(S.FAILED)
         case _, PeerEnded(name, reason):
-            return run.into(S.FAILED, f"{name} ended: {reason}", "peer_ended"), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, f"{name} ended: {reason}", "peer_ended"), at_the_end(S.FAILED)
         case _, StopAsked(by):
-            return run.into(S.STOPPED, f"Stopped by {by}.", "stopped"), at_the_end(S.STOPPED)
+            return run.into(RunState.STOPPED, f"Stopped by {by}.", "stopped"), at_the_end(S.STOPPED)
         case _, DeadlinePassed(what):
-            return run.into(S.FAILED, what, "deadline"), at_the_end(S.FAILED)
-        case S.QUEUED, NodeRestarted():
+            return run.into(RunState.FAILED, what, "deadline"), at_the_end(S.FAILED)
+        case RunState.QUEUED, NodeRestarted():
             return run, [Do.VERIFY]
         case _, NodeRestarted():
-            return run.into(S.PREPARING), [Do.MAKE_KEYS, Do.PREPARE]
+            return run.into(RunState.PREPARING), [Do.MAKE_KEYS, Do.PREPARE]
     raise Conflict(f"A run that is {run.state} cannot take {type(event).__name__}.")
 
 
