@@ -162,24 +162,24 @@ def advance(run: Run, event: Event) -> tuple[Run, list[Do]]:
         case RunState.QUEUED, Accepted():
             return run.into(RunState.PREPARING), [Do.MAKE_KEYS, Do.REPORT, Do.PREPARE]
         case _, Denied(reason, code):
-            return run.into(RunState.REFUSED, reason, code), at_the_end(S.REFUSED)
+            return run.into(RunState.REFUSED, reason, code), at_the_end(RunState.REFUSED)
         case RunState.PREPARING, Ready():
             return run.into(RunState.PREPARED), [Do.LOG_START, Do.START_SANDBOX]
         case RunState.PREPARED, SandboxVerified():
             return run.into(RunState.RUNNING), [Do.OPEN, Do.REPORT]
         case _, PromiseBroken(promise, detail):
             reason = f"The sandbox broke its promise '{promise}': {detail}".rstrip(": ")
-            return run.into(RunState.FAILED, reason, "promise_broken"), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, reason, "promise_broken"), at_the_end(RunState.FAILED)
         case RunState.RUNNING, ProgramEnded():
-            return run.into(RunState.ENDED), at_the_end(S.ENDED)
+            return run.into(RunState.ENDED), at_the_end(RunState.ENDED)
         case _, ProgramFailed(reason, code):
-            return run.into(RunState.FAILED, reason, code), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, reason, code), at_the_end(RunState.FAILED)
         case _, PeerEnded(name, reason):
-            return run.into(RunState.FAILED, f"{name} ended: {reason}", "peer_ended"), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, f"{name} ended: {reason}", "peer_ended"), at_the_end(RunState.FAILED)
         case _, StopAsked(by):
-            return run.into(RunState.STOPPED, f"Stopped by {by}.", "stopped"), at_the_end(S.STOPPED)
+            return run.into(RunState.STOPPED, f"Stopped by {by}.", "stopped"), at_the_end(RunState.STOPPED)
         case _, DeadlinePassed(what):
-            return run.into(RunState.FAILED, what, "deadline"), at_the_end(S.FAILED)
+            return run.into(RunState.FAILED, what, "deadline"), at_the_end(RunState.FAILED)
         case RunState.QUEUED, NodeRestarted():
             return run, [Do.VERIFY]
         case _, NodeRestarted():
