@@ -25,6 +25,7 @@ from flame.model.run import (
     SandboxVerified,
     StopAsked,
     advance,
+    at_the_end,
 )
 
 EVENTS: dict[str, Event] = {
@@ -144,3 +145,17 @@ def test_whoever_ends_badly_kills_first_and_tells_the_others(story: list[str]) -
         if run.state in (RunState.FAILED, RunState.STOPPED, RunState.REFUSED) and todo:
             assert todo[0] is Do.KILL
             assert {Do.TELL_PEERS, Do.REPORT, Do.CLEAN_UP} <= set(todo)
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_a_node_that_died_in_an_end_can_do_it_again(state: str) -> None:
+    """What belongs to an end is told by the state alone, and is the same as on the way into it."""
+    way = {"ended": "program ended", "stopped": "stop", "refused": "denied", "failed": "deadline"}[state]
+    _, todo = advance(Run("r", RunState.RUNNING), EVENTS[way])
+    assert at_the_end(RunState(state)) == todo
+
+
+@pytest.mark.parametrize("state", LIVING)
+def test_what_has_not_ended_has_no_end(state: str) -> None:
+    with pytest.raises(Conflict):
+        at_the_end(RunState(state))
