@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import httpx2
@@ -38,6 +39,7 @@ class Api:
         self._client = httpx2.Client(
             base_url=self.url, headers=headers, timeout=60, trust_env=not self.url.startswith("http://127.")
         )
+        weakref.finalize(self, self._client.close)  # whoever drops it has closed it
 
     @classmethod
     def login(cls, url: str, username: str, password: str) -> Api:

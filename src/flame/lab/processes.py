@@ -16,8 +16,12 @@ from flame.model.errors import Unavailable
 
 STARTED_WITHIN = 60.0
 
-_let_go: list[subprocess.Popen[str]] = []
-"""Processes that go on without us: kept, so that none is taken for forgotten."""
+
+class _Process(subprocess.Popen[str]):
+    """One that may go on without us, which its own class takes for a mistake."""
+
+    def __del__(self) -> None:  # type: ignore[override,unused-ignore]
+        return
 
 
 class Child:
@@ -26,7 +30,7 @@ class Child:
     def __init__(self, arguments: list[str], log: Path, variables: dict[str, str] | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
-            self.process = subprocess.Popen(
+            self.process = _Process(
                 [sys.executable, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -64,7 +68,6 @@ class Child:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
-        _let_go.append(self.process)
 
 
 def wait_for_file(path: Path, child: Child) -> dict[str, Any]:
