@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -75,7 +74,8 @@ def demo(
             standardise,
             keep,
         )
-        _warn_without_sandbox()
+        if not sites:
+            _warn_without_sandbox()
         with progress(json) as view:
 
             def present(shown: Shown) -> None:
@@ -96,9 +96,9 @@ def demo(
 
 
 def _warn_without_sandbox() -> None:
-    from flame.lab.demo import NO_BUBBLEWRAP
+    from flame.lab.demo import NO_BUBBLEWRAP, has_bubblewrap
 
-    if shutil.which("bwrap") is None:
+    if not has_bubblewrap():
         sys.stderr.write(
             "bubblewrap is missing, so programs run at a lower isolation level. That is acceptable only because the "
             f"demo's data are public.\n  To have the sandbox: {NO_BUBBLEWRAP}\n"

@@ -85,13 +85,17 @@ def _bytecode() -> Finding:
 
 
 def _sandbox() -> Finding:
-    program = shutil.which("bwrap")
-    install = "sudo apt-get install --no-install-recommends bubblewrap"
-    if program is None:
-        return Finding("sandbox", "bad", "bubblewrap is missing: analyses of real data are refused", install)
     import subprocess
 
-    trial = [program, "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
+    from flame.model.errors import Unavailable
+    from flame.runtime.process import bubblewrap
+
+    install = "sudo apt-get install --no-install-recommends bubblewrap"
+    try:
+        program, _ = bubblewrap()
+    except Unavailable as error:
+        return Finding("sandbox", "bad", f"{error.message} Analyses of real data are refused.", install)
+    trial = [str(program), "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
     done = subprocess.run(trial, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode != 0:
         return Finding(

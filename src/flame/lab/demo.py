@@ -23,7 +23,7 @@ from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.plot import INTERCEPT, Drawing, draw_elsewhere, drawn
 from flame.lab.pooled import Request, largest_deviation, pooled_fit, pooled_result
 from flame.lab.researcher import Progress
-from flame.model.errors import Conflict, Invalid, IsolationTooLow, NotFound, RunFailed
+from flame.model.errors import Conflict, Invalid, IsolationTooLow, NotFound, RunFailed, Unavailable
 from flame.runtime import Level
 
 ENTRYPOINT: Final = "main.py"
@@ -222,11 +222,22 @@ def _title(outcome: str, covariates: Sequence[str]) -> str:
 
 def refuse_unprotected(study: Study) -> None:
     """Real data do not run without a sandbox. Raises IsolationTooLow."""
-    if not study.public and shutil.which("bwrap") is None:
+    if not study.public and not has_bubblewrap():
         raise IsolationTooLow(
             "bubblewrap is missing: without it a program would not be locked away from your data.",
             next_step=f"Install it with `{NO_BUBBLEWRAP}`. (Without --site the demo runs on public data anyway.)",
         )
+
+
+def has_bubblewrap() -> bool:
+    """As a node looks for it: in the system's own places."""
+    from flame.runtime.process import bubblewrap
+
+    try:
+        bubblewrap()
+    except Unavailable:
+        return False
+    return True
 
 
 def program(study: Study) -> dict[str, bytes]:

@@ -134,7 +134,7 @@ def test_the_doctor_looks_at_everything() -> None:
 
 
 def test_the_doctor_misses_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("flame.runtime.process._PROGRAMS", str(tmp_path))
     sandbox = next(finding for finding in examine() if finding.name == "sandbox")
     assert sandbox.state == "bad"
     assert "apt-get install" in sandbox.next_step

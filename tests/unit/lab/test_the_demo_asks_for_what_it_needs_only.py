@@ -69,7 +69,7 @@ def test_a_column_is_not_both(tmp_path: Path) -> None:
 
 
 def test_real_data_need_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("flame.runtime.process._PROGRAMS", str(tmp_path))
     demo.refuse_unprotected(plan(Wish(tmp_path), tmp_path))  # public data may
     own = plan(Wish(tmp_path, sites=(own_site(tmp_path, "Mainz", "y,x"),), outcome="y", covariates=("x",)), tmp_path)
     with pytest.raises(IsolationTooLow, match="bubblewrap"):
