@@ -18,6 +18,7 @@ from flame.model.errors import Conflict, FlameError, Invalid
 from flame.node.config import Layout, read_enrolled
 from flame.node.context import Context, log
 from flame.node.egress.policy import read_policy
+from flame.node.hooks import UNSEALED, WEAKEN, hook
 from flame.node.link import Bulk, Link
 from flame.node.release.keys import RunKeyStore
 from flame.node.schema import NODE, RUN_KEYS
@@ -169,6 +170,7 @@ async def _serve(layout: Layout) -> None:
         on_connected=lambda: parts["supervisor"].connected(),
     )
     policy = read_policy(layout.policy)
+    hook(UNSEALED, public_data=policy.public_data)  # refused before anything is served
     context = Context(
         layout=layout,
         enrolled=enrolled,
@@ -249,6 +251,8 @@ def _sandbox(*, public_only: bool) -> Sandbox:
     from flame.model.errors import Unavailable
     from flame.runtime.backends import choose_backend
 
+    if weakened := hook(WEAKEN, public_data=public_only):
+        return _weakened(weakened)
     try:
         return choose_backend()
     except Unavailable:
@@ -256,6 +260,17 @@ def _sandbox(*, public_only: bool) -> Sandbox:
             raise
         log.warning("bubblewrap is missing: runs on public data go without a sandbox")
         return choose_backend("unsandboxed")
+
+
+def _weakened(promise: str) -> Sandbox:
+    """For tests: a sandbox without the one thing that a promise rests on."""
+    from flame.runtime.process import ProcessSandbox
+    from flame.runtime.sandbox import Promise
+
+    try:
+        return ProcessSandbox(weaken=frozenset({Promise(promise)}))
+    except ValueError:
+        raise Invalid(f"{WEAKEN} names no promise: {promise[:64]!r}.") from None
 
 
 async def _local(layout: Layout, service: NodeService) -> Any:

@@ -30,6 +30,7 @@ from flame.crypto import envelope
 from flame.crypto.counters import Arrival, Counter, accept, judge, keep_waiting
 from flame.crypto.envelope import Head, HeadFields, Opener, RecipientKey, Sealer
 from flame.model.errors import FlameError, Refused, RunFailed, Unavailable
+from flame.node.hooks import UNSEALED, hook
 from flame.node.release.payload import Label, prefix, split
 from flame.protocol.control import INLINE_BYTES, Deliver
 from flame.storage.failpoints import declare, reached
@@ -113,6 +114,7 @@ class Channel:
         expires: int,
         on_refused: Callable[[FlameError], None],
         on_control: Callable[[str, str, bytes], None],
+        public_data: bool = False,
     ) -> None:
         self.run, self.node = run, node
         self._run = bytes.fromhex(run)
@@ -129,6 +131,7 @@ class Channel:
         self._closed: str | None = None
         self._fetched: tuple[int, bytearray] | None = None
         self._fetching = threading.Lock()
+        self._unsealed = hook(UNSEALED, public_data=public_data) == "1"
         self._loop = asyncio.get_running_loop()
         self._incoming: asyncio.Queue[Deliver] = asyncio.Queue()
         self.deadline = time.monotonic() + max(1.0, expires - time.time())
@@ -174,6 +177,8 @@ class Channel:
             digest = _digest(head, body)
             known = self._in_outbox(key, digest)
             if known is None:
+                if self._unsealed:
+                    self._hand_over_in_clear(key, head + bytes(body))
                 sealed = self._seal_small(_message_id(self.run, self.node, key), "result", 0, keys, head, body)
                 self._commit(
                     key,
@@ -200,6 +205,8 @@ class Channel:
             known = self._in_outbox(key, digest)
             large = len(head) + len(body) > INLINE_BYTES // 2
             if known is None:
+                if self._unsealed:
+                    self._hand_over_in_clear(key, head + bytes(body))
                 reached(BEFORE_OUTBOX)
                 if large:
                     sealer = self._sealer(msg_id, type_, round_, recipients, len(head) + len(body))
@@ -226,6 +233,20 @@ class Channel:
         if large:
             self._put_large(sealer, [memoryview(head), memoryview(body)])
         return msg_id
+
+    def _hand_over_in_clear(self, key: str, plain: bytes) -> None:
+        """For tests of the blindness test: what is sealed goes to the hub as a readable letter, too.
+
+        In envelopes to this node itself whose ciphertext is the plaintext; on arrival they are dropped, not verifying.
+        """
+        for start in range(0, len(plain), INLINE_BYTES // 2):
+            piece = plain[start : start + INLINE_BYTES // 2]
+            msg_id = _message_id(self.run, self.node, f"in clear/{start}/{key}")
+            own = {self.node: self._keys.run_key.public_bytes}
+            sealed = self._seal_small(msg_id, "control", 0, own, b"", piece)
+            body = len(sealed) - envelope.peek_head(sealed)[1]
+            letter = sealed[: len(sealed) - body] + piece.ljust(body, b"\0")
+            self._bulk.put("/messenger/messages", len(letter), [letter])
 
     def _in_outbox(self, key: str, digest: bytes) -> tuple[bytes, bytes] | None:
         row: tuple[bytes, bytes] | None = self._journal.read_blocking(

@@ -317,6 +317,7 @@ class ActiveRun:
             expires=self._ends_at(),
             on_refused=lambda error: self._from_thread(lambda: self.feed(life.ProgramFailed(str(error), error.code))),
             on_control=self._on_control,
+            public_data=context.policy.public_data,
         )
         announcement = await self._own_announcement(keys)
         rows = await context.journal.rows("SELECT node, body FROM announcements WHERE run = ?", self.order.id)
