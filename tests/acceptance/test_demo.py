@@ -191,6 +191,53 @@ def test_text_where_numbers_are_needed_ends_with_a_reason_and_nothing_left(place
     assert_nothing_left(place)
 
 
+WITHOUT_BUBBLEWRAP = """
+mount --make-rprivate /
+for program in /usr/bin/bwrap /bin/bwrap /usr/local/bin/bwrap; do
+    if [ -e "$program" ]; then mount --bind "$1" "$program"; fi
+done
+shift
+exec "$@"
+"""
+
+
+def without_bubblewrap(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command where bubblewrap cannot be run: in a view of the file system of its own."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
+        pytest.skip("only root can hide bubblewrap from the command")
+    hidden = place.parent / "not-a-program"
+    hidden.touch(mode=0o644)
+    command = ["unshare", "-m", "sh", "-ec", WITHOUT_BUBBLEWRAP, "sh", str(hidden), sys.executable, "-m", "flame"]
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=place,
+        env=variables(place),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_without_bubblewrap_public_data_run_and_it_is_said(place: Path) -> None:
+    done = without_bubblewrap(place, "demo", "--json", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "apt-get install" in done.stderr and "public" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["isolation"] == "none"
+    assert_equals_pooled(found)
+    assert "bubblewrap is missing" in (place / "out" / "table.txt").read_text()
+    assert_nothing_left(place)
+
+
+def test_without_bubblewrap_own_data_do_not_run(place: Path) -> None:
+    site = write(place / "sites" / "Mainz.csv", ["y", "age"], [[0, 50], [1, 60]])
+    done = without_bubblewrap(place, "demo", "--out", "out", "--site", site, "--outcome", "y", "--covariates", "age")
+    assert done.returncode == 3
+    assert "bubblewrap is missing" in done.stderr and "apt-get install" in done.stderr
+    assert_nothing_left(place)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_everything(place: Path, number: int) -> None:
     with subprocess.Popen(
