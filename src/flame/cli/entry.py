@@ -17,6 +17,7 @@ VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "dev": ("flame.cli.dev", "A federation on this machine, left running, to try programs on."),
     "node": ("flame.cli.node", "A hospital's node: enrol it, serve, decide what runs, see what leaves."),
     "hub": ("flame.cli.hub", "The hub: serve it, show its settings."),
+    "audit": ("flame.cli.audit", "The transparency log: fetch it, check it offline."),
     "doctor": ("flame.cli.doctor", "What this machine can do for FLAME, and what is missing."),
     "version": ("flame.cli.version", "The version of FLAME."),
 }
