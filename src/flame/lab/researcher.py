@@ -24,6 +24,7 @@ from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import AUTHOR_FILE, LockedState, format_time, freeze
 
 ORDER_HOURS = 24
+WIND_UP_SECONDS = 20.0
 TERMINAL = ("executed", "failed", "stopped")
 
 
@@ -219,12 +220,15 @@ class ResearcherSession:
     def watch(
         self, submission: Submission, names: Mapping[str, str], progress: Callable[[Progress], None], seconds: float
     ) -> tuple[str, str]:
-        """Until every node has ended; returns the status and, where it failed, whose reason."""
+        """Until every node has ended; returns the status and, where it failed, whose reason.
+
+        Once one node has failed, the others hear of it from that node: who has not ended soon after is not there.
+        """
         until = time.monotonic() + seconds
         told: dict[str, tuple[str, int]] = {}
         seen = ""
         while True:
-            shown, seen = self._look(submission.analysis, seen)
+            shown, seen = self._look(submission.analysis, seen, min(25.0, max(0.0, until - time.monotonic())))
             rows = [row for row in shown["nodes"] if row["executionRun"] == submission.run]
             for row in rows:
                 now = (row["executionStatus"] or "", row.get("executionProgress") or 0)
@@ -233,12 +237,16 @@ class ResearcherSession:
                     progress(Progress("run", names.get(row["nodeId"], row["nodeId"]), now[1], now[0]))
             if len(rows) == len(shown["nodes"]) and all(row["executionStatus"] in TERMINAL for row in rows):
                 return _verdict(rows, names)
+            if any(row["executionStatus"] in ("failed", "stopped") for row in rows):
+                until = min(until, time.monotonic() + WIND_UP_SECONDS)
+                if time.monotonic() > until:
+                    return _verdict([row for row in rows if row["executionStatus"] in TERMINAL], names)
             if time.monotonic() > until:
                 return "failed", "The run did not end in time; it may still be going on."
 
-    def _look(self, analysis: str, seen: str) -> tuple[dict[str, Any], str]:
+    def _look(self, analysis: str, seen: str, wait: float = 25.0) -> tuple[dict[str, Any], str]:
         """What the hub shows of an analysis as soon as it is something new: the hub holds the answer back until then."""
-        answer = self.api.get(f"/core/analyses/{analysis}/watch?seen={seen}&wait=25")
+        answer = self.api.get(f"/core/analyses/{analysis}/watch?seen={seen}&wait={wait:.1f}")
         return dict(answer["data"]), str(answer["meta"]["seen"])
 
     def open_results(self, submission: Submission, aggregator: PublicKey) -> list[ResultFile]:

@@ -191,7 +191,7 @@ def at_the_end(state: RunState) -> list[Do]:
     """What belongs to a terminal state. Each may be done again, for a node that died in the middle of it."""
     match state:
         case RunState.ENDED:
-            return [Do.LOG_END, Do.REPORT, Do.KILL, Do.CLEAN_UP]
+            return [Do.LOG_END, Do.TELL_PEERS, Do.REPORT, Do.KILL, Do.CLEAN_UP]
         case RunState.REFUSED:
             return [Do.KILL, Do.TELL_PEERS, Do.LOG_REFUSAL, Do.REPORT, Do.CLEAN_UP]
         case RunState.FAILED | RunState.STOPPED:

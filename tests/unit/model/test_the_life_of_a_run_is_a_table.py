@@ -51,7 +51,7 @@ FORWARD: dict[tuple[str, str], tuple[str, list[Do]]] = {
     ("queued", "accepted"): ("preparing", [Do.MAKE_KEYS, Do.REPORT, Do.PREPARE]),
     ("preparing", "ready"): ("prepared", [Do.LOG_START, Do.START_SANDBOX]),
     ("prepared", "verified"): ("running", [Do.OPEN, Do.REPORT]),
-    ("running", "program ended"): ("ended", [Do.LOG_END, Do.REPORT, Do.KILL, Do.CLEAN_UP]),
+    ("running", "program ended"): ("ended", [Do.LOG_END, Do.TELL_PEERS, Do.REPORT, Do.KILL, Do.CLEAN_UP]),
     ("queued", "restart"): ("queued", [Do.VERIFY]),
 }
 ANY: dict[str, tuple[str, list[Do]]] = {

@@ -20,7 +20,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -129,6 +129,7 @@ class Channel:
         self._items: list[Item] = []
         self._arrived = threading.Condition()
         self._closed: str | None = None
+        self._done: set[str] = set()
         self._fetched: tuple[int, bytearray] | None = None
         self._fetching = threading.Lock()
         self._unsealed = hook(UNSEALED, public_data=public_data) == "1"
@@ -520,11 +521,13 @@ class Channel:
         *,
         start: int = 0,
         explain: str = "a message",
+        senders: Collection[str] = (),
     ) -> Item | None:
         """The first item from ``start`` on, in order of arrival, that is wanted; waits for it. None: the time is over.
 
         ``wanted`` is asked with labels known (large items are fetched for it when their label is not).
-        Raises RunFailed when the run ends while waiting.
+        ``senders``: who alone can send it; when they have all ended, waiting is in vain. Raises RunFailed then, and
+        when the run ends while waiting.
         """
         until = self.deadline if timeout is None else min(self.deadline, time.monotonic() + timeout)
         looked_at = start
@@ -532,6 +535,8 @@ class Channel:
             with self._arrived:
                 while looked_at >= len(self._items):
                     self._check_open()
+                    if senders and self._done.issuperset(senders):
+                        raise RunFailed(f"{self._names(senders)} ended without sending {explain}.", code="peer_ended")
                     if cancelled.is_set():
                         raise RunFailed("The program's connection was closed.", code="closed")
                     left = until - time.monotonic()
@@ -607,6 +612,15 @@ class Channel:
         return plain
 
     # --- the end ----------------------------------------------------------------------------------------------------
+
+    def sender_ended(self, node: str) -> None:
+        """A participant has ended well: what it has sent is all here, in its order, and nothing more will come."""
+        with self._arrived:
+            self._done.add(node)
+            self._arrived.notify_all()
+
+    def _names(self, nodes: Collection[str]) -> str:
+        return " and ".join(sorted(self.parties[node].participant.name for node in nodes))
 
     def wake(self) -> None:
         with self._arrived:

@@ -16,7 +16,7 @@ from flame.crypto.announce import Announcement, sign_announcement
 from flame.crypto.canonical import digest
 from flame.crypto.keys import PublicKey
 from flame.model import run as life
-from flame.model.errors import Conflict, FlameError, Refused, RunFailed, Unavailable
+from flame.model.errors import BadSignature, Conflict, Expired, FlameError, Malformed, Refused, RunFailed, Unavailable
 from flame.model.manifest import Manifest
 from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
 from flame.node.context import Context, log
@@ -76,6 +76,7 @@ class ActiveRun:
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self._ended_senders: set[str] = set()
         self._early: list[Deliver] = []
         self._report = asyncio.Event()
         self._reported: RunState | None = None
@@ -271,7 +272,12 @@ class ActiveRun:
         verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
         verification.verify_own_approval(bytes.fromhex(hex_), situation)
         self._start = verification.verify_order(
-            manifest, bytes.fromhex(hex_), order.order, order.order_signature, situation
+            manifest,
+            bytes.fromhex(hex_),
+            order.order,
+            order.order_signature,
+            situation,
+            accepted=self.run.state is not RunState.QUEUED,
         )
         await self._use_number(hex_, self._start.number)
 
@@ -322,8 +328,10 @@ class ActiveRun:
         announcement = await self._own_announcement(keys)
         rows = await context.journal.rows("SELECT node, body FROM announcements WHERE run = ?", self.order.id)
         for node, body in rows:
-            parties.take(node, bytes(body), int(time.time()))
+            parties.restore(node, bytes(body))
         await channel.load()
+        for sender in self._ended_senders:
+            channel.sender_ended(sender)
         self._channel = channel
         self._spawn(channel.work())
         self._spawn(self._send_announcement(announcement))
@@ -378,12 +386,24 @@ class ActiveRun:
         await self._context.link.put("announce", bytes.fromhex(self.order.id), msg_id, body)
 
     async def _take_announcement(self, frame: Deliver) -> None:
+        """What is not signed by the member, or is stale, is dropped; two different ones of one member end the run."""
         assert self._channel is not None
-        self._channel.parties.take(frame.sender, frame.body, int(time.time()))
-        await self._context.journal.execute(
-            "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
-        )
-        await self._context.link.ack(frame.seq)
+        try:
+            self._channel.parties.take(frame.sender, frame.body, int(time.time()))
+        except Refused as error:
+            if not isinstance(error, BadSignature | Expired) and error.code != "stranger":
+                raise
+            self._drop(frame, error)
+        except Malformed as error:
+            self._drop(frame, error)
+        else:
+            await self._context.journal.execute(
+                "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
+            )
+            await self._context.link.ack(frame.seq)
+
+    def _drop(self, frame: Deliver, error: FlameError) -> None:
+        log.warning("run %s: an announcement from %s is dropped: %s", self.order.id[:12], frame.sender, error)
 
     async def _deadlines(self) -> None:
         assert self._channel is not None
@@ -486,13 +506,14 @@ class ActiveRun:
                 await self._running.stop(1)
         finished.cancel()
         end = await ended
+        waited = self._side.waits_for if self._side else ""
         self._keep_output()
         if self._failure is not None:
             self.feed(life.ProgramFailed(*self._failure))
         elif self._finished.is_set() or (end.exit_code == 0 and end.reason == "exited"):
             await self._ended_well()
         else:
-            self.feed(life.ProgramFailed(_why(end), "program_failed"))
+            self.feed(life.ProgramFailed(_why(end, waited), "program_failed"))
 
     async def _ended_well(self) -> None:
         assert self._manifest is not None and self._channel is not None
@@ -635,6 +656,12 @@ class ActiveRun:
         except msgspec.DecodeError:
             return
         participant = self._manifest.participant(sender)
+        if said.get("state") == RunState.ENDED.value:
+            if self._channel is not None:
+                self._channel.sender_ended(sender)
+            else:  # while the channel is being loaded after a restart
+                self._ended_senders.add(sender)
+            return
         self.feed(life.PeerEnded(participant.name if participant else sender, said.get("reason", "")[:2000]))
 
     async def _clean_up(self) -> None:
@@ -731,7 +758,9 @@ def _forget(connection: Any, run: str) -> None:
     connection.execute("DELETE FROM outbox WHERE run = ? AND key NOT LIKE 'final/%'", (run,))
 
 
-def _why(end: Any) -> str:
+def _why(end: Any, waited_for: str = "") -> str:
+    if end.reason == "time" and waited_for:
+        return f"The program used up its time while it waited for {waited_for}. Ask whether that node still runs."
     reasons = {
         "time": "The program used up its time. Ask for more under [resources] in flame.toml.",
         "memory": "The program used more memory than its manifest allows. Ask for more under [resources] in flame.toml.",

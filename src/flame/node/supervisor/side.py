@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -83,6 +83,7 @@ class Side:
         self._channel, self._guard = channel, guard
         self._snapshots, self._outlets = snapshots, outlets
         self._ordinals: Tally[str] = Tally()
+        self._waits: Tally[str] = Tally()
         self._first = 0  # all items before this place have been taken
         self._taken: set[int] = set()
         self._lock = threading.Lock()
@@ -135,6 +136,7 @@ class Side:
                 None,
                 cancelled,
                 f"{participant.name}'s part of the sum '{name}', round {round}",
+                (participant.node,),
             )
             assert item is not None
             _, body = self._channel.body(item)
@@ -167,6 +169,7 @@ class Side:
             timeout,
             cancelled,
             f"a message of the category '{category}'",
+            wanted_senders or {p.node for p in self._manifest.participants if p.node != self._node},
         )
         if item is None:
             return None
@@ -228,8 +231,19 @@ class Side:
             and self._channel.label(item).name == name
         )
 
+    @property
+    def waits_for(self) -> str:
+        """What the program waits for at this moment, in words; empty: for nothing of others."""
+        with self._lock:
+            return " and ".join(sorted(self._waits))
+
     def _await(
-        self, wanted: Callable[[Item], bool], timeout: float | None, cancelled: Cancelled, explain: str
+        self,
+        wanted: Callable[[Item], bool],
+        timeout: float | None,
+        cancelled: Cancelled,
+        explain: str,
+        senders: Collection[str],
     ) -> Item | None:
         """The next item that is wanted and not yet taken by this start of the program; now it is."""
 
@@ -245,7 +259,14 @@ class Side:
                     self._first += 1
             return True
 
-        return self._channel.wait_for(take, timeout, cancelled, start=self._first, explain=explain)
+        with self._lock:
+            self._waits[explain] += 1
+        try:
+            return self._channel.wait_for(take, timeout, cancelled, start=self._first, explain=explain, senders=senders)
+        finally:
+            with self._lock:
+                self._waits[explain] -= 1
+                self._waits += Tally()  # drops what nobody waits for
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
