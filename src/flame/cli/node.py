@@ -129,10 +129,16 @@ def approve(
     with told_errors(json):
         node = _node(dir, token_file)
         id = _id(node, "analyses", analysis)
+        shown = node.get("analyses", id)
         if not yes:
-            Output().document(node.get("analyses", id))
+            Output().document(shown)
             _ask("Approve exactly this?")
-        body: dict[str, Any] = {"decision": "approved", "comment": comment, "confirmUnsigned": confirm_unsigned}
+        body: dict[str, Any] = {
+            "decision": "approved",
+            "comment": comment,
+            "confirmUnsigned": confirm_unsigned,
+            "digest": shown["digest"],
+        }
         found = node.post("analyses", id, "decision", body=body if days is None else {**body, "days": days})
         Output(json).done("Approved. The approval is signed with this node's key.", found)
 

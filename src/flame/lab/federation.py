@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flame.crypto.canonical import digest
 from flame.crypto.keys import PublicKey
 from flame.lab.http import Api
 from flame.lab.processes import Child, alive, belongs, end, wait_for_file
@@ -306,14 +307,14 @@ class Federation:
         return self.project
 
     def approve(self, submission: Submission) -> None:
-        self._each(lambda node: self._approve_at(node, submission.analysis))
+        self._each(lambda node: self._approve_at(node, submission))
 
-    def _approve_at(self, node: NodeInfo, analysis: str) -> None:
+    def _approve_at(self, node: NodeInfo, submission: Submission) -> None:
         steward = self.steward(node.name)
         until = time.monotonic() + 30
         while True:
             try:
-                steward.decide(analysis)
+                steward.decide(submission.analysis, digest=digest(submission.manifest).hex())
                 return
             except NotFound:  # the hub's push is still on its way
                 if time.monotonic() > until:

@@ -45,8 +45,10 @@ class Steward:
     def show(self, analysis: str) -> dict[str, Any]:
         return dict(self.api.get(f"/api/analyses/{analysis}"))
 
-    def decide(self, analysis: str, decision: str = "approved", comment: str = "") -> dict[str, Any]:
-        body = {"decision": decision, "comment": comment} if comment else {"decision": decision}
+    def decide(self, analysis: str, decision: str = "approved", comment: str = "", digest: str = "") -> dict[str, Any]:
+        """``digest``: what is approved; the lab knows it from the researcher, as a steward knows it from the page."""
+        given = {"decision": decision, "comment": comment, "digest": digest}
+        body = {name: value for name, value in given.items() if value}
         return dict(self.api.post(f"/api/analyses/{analysis}/decision", body))
 
     def runs(self) -> list[dict[str, Any]]:

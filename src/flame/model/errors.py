@@ -32,7 +32,7 @@ from typing import ClassVar
 class FlameError(Exception):
     """Base of every error that FLAME raises on purpose."""
 
-    code: ClassVar[str] = "flame_error"
+    code: str = "flame_error"
     status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, next_step: str = "", **fields: object) -> None:
@@ -40,6 +40,8 @@ class FlameError(Exception):
         self.message = message
         self.next_step = next_step
         self.fields: Mapping[str, object] = fields
+        if isinstance(named := fields.get("code"), str) and named:
+            self.code = named  # a case of its own within the class, for programs that act on it
 
     def __str__(self) -> str:
         return f"{self.message} {self.next_step}".strip()

@@ -8,13 +8,14 @@ import logging
 import logging.handlers
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flame import __version__
 from flame.crypto.atrest import StorageKey
 from flame.crypto.keys import IdentityKey, fingerprint_words
-from flame.model.errors import Conflict, FlameError, Invalid
+from flame.model.errors import Conflict, FlameError, Invalid, Unavailable
 from flame.node.config import Layout, read_enrolled
 from flame.node.context import Context, log
 from flame.node.egress.policy import read_policy
@@ -73,22 +74,34 @@ class NodeService:
         comment: str = "",
         days: int | None = None,
         confirm_unsigned: bool = False,
+        seen_digest: str = "",
     ) -> dict[str, Any]:
         answer = await self._decisions.decide(
-            analysis, _decision(decision), steward, comment, days or DEFAULT_DAYS, confirm_unsigned
+            analysis,
+            _decision(decision),
+            steward,
+            comment,
+            days or DEFAULT_DAYS,
+            confirm_unsigned,
+            seen_digest=seen_digest,
         )
         if decision == "rejected":
-            await self._supervisor.withdrawn(analysis, self._named(steward))
-        await self._decisions.flush()
+            self._supervisor.stop_all(analysis, f"{steward}, a steward of {self._context.enrolled.name}")
+        await self._tell_hub()
         await self._supervisor.decided(analysis)
         return answer
+
+    async def _tell_hub(self) -> None:
+        """Now, so that the steward sees it arrive; without a hub it waits, durable, for the next connection."""
+        with suppress(Unavailable):
+            await self._decisions.flush()
 
     async def projects(self) -> list[dict[str, Any]]:
         return await self._decisions.projects()
 
     async def decide_project(self, project: str, decision: str, steward: str, comment: str = "") -> dict[str, Any]:
         answer = await self._decisions.decide_project(project, _decision(decision), steward, comment)
-        await self._decisions.flush()
+        await self._tell_hub()
         return answer
 
     async def members(self) -> list[dict[str, Any]]:
@@ -248,7 +261,6 @@ async def probe_isolation(context: Context) -> Isolation:
 
 
 def _sandbox(*, public_only: bool) -> Sandbox:
-    from flame.model.errors import Unavailable
     from flame.runtime.backends import choose_backend
 
     if weakened := hook(WEAKEN, public_data=public_only):

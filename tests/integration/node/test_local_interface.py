@@ -39,10 +39,16 @@ class RecordingNode:
     async def analysis(self, id):
         if id != ANALYSIS:
             raise NotFound("No such analysis.", next_step="See the list.")
-        return {"id": id, "title": "Survival", "releases": [{"name": "beta", "kind": "sum"}], "code": []}
+        return {
+            "id": id,
+            "title": "Survival",
+            "digest": SEEN,
+            "releases": [{"name": "beta", "kind": "sum"}],
+            "code": [],
+        }
 
-    async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned):
-        self.asked.append(("decide", analysis, decision, steward, comment, days, confirm_unsigned))
+    async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned, seen_digest):
+        self.asked.append(("decide", analysis, decision, steward, comment, days, confirm_unsigned, seen_digest))
         return {"id": analysis, "decision": decision}
 
     async def start(self, analysis, steward):
@@ -145,16 +151,22 @@ def flame_node(served, monkeypatch):
 DECISION = f"/api/analyses/{ANALYSIS}/decision"
 
 
+def test_an_approval_names_what_was_looked_at(served):
+    status, problem = served.ask("POST", DECISION, {"decision": "approved"})
+    assert (status, problem["code"]) == (400, "bad_request")
+    assert "digest" in problem["message"]
+    assert served.node.asked == []
+
+
 def test_it_listens_on_this_machine_alone(served):
     assert served.url.startswith("http://127.0.0.1:")
 
 
 def test_a_steward_decides_and_the_node_learns_who(served):
-    status, found = served.ask(
-        "POST", DECISION, {"decision": "approved", "comment": "fine", "days": 30, "confirmUnsigned": True}
-    )
+    body = {"decision": "approved", "comment": "fine", "days": 30, "confirmUnsigned": True, "digest": SEEN}
+    status, found = served.ask("POST", DECISION, body)
     assert (status, found["decision"]) == (200, "approved")
-    assert served.node.asked == [("decide", ANALYSIS, "approved", "local", "fine", 30, True)]
+    assert served.node.asked == [("decide", ANALYSIS, "approved", "local", "fine", 30, True, SEEN)]
 
 
 @pytest.mark.parametrize("path", ["/api/status", "/api/nothing", "/", "/api/runs/x/output"])
@@ -218,6 +230,7 @@ def test_an_administrator_stops_a_run(served):
     "body",
     [
         {},
+        {"decision": "approved"},
         {"decision": "maybe"},
         {"decision": ["approved"]},
         {"decision": "approved", "days": 0},
@@ -302,8 +315,8 @@ def test_approving_needs_a_yes_and_takes_the_beginning_of_an_id(flame_node, serv
     assert flame_node("approve", ANALYSIS[:8], "--yes", "-m", "fine", "--days", "5").exit_code == 0
     assert flame_node("reject", "Survival \x1b[31mred").exit_code == 0
     assert served.node.asked == [
-        ("decide", ANALYSIS, "approved", "local", "fine", 5, False),
-        ("decide", ANALYSIS, "rejected", "local", "", None, False),
+        ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN),
+        ("decide", ANALYSIS, "rejected", "local", "", None, False, ""),
     ]
 
 

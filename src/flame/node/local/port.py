@@ -20,9 +20,19 @@ class NodeService(Protocol):
     async def analysis(self, id: str) -> Document: ...
 
     async def decide(
-        self, analysis: str, decision: str, steward: str, comment: str, days: int | None, confirm_unsigned: bool
+        self,
+        analysis: str,
+        decision: str,
+        steward: str,
+        comment: str,
+        days: int | None,
+        confirm_unsigned: bool,
+        seen_digest: str,
     ) -> Document:
-        """decision: approved or rejected. days: how long an approval holds; None: the default."""
+        """decision: approved or rejected. days: how long an approval holds; None: the default.
+
+        seen_digest: the manifest that the steward has looked at; when the hub shows another one by now, it is refused.
+        """
         ...
 
     async def start(self, analysis: str, steward: str) -> Document: ...

@@ -85,7 +85,7 @@ class _Calls:
 
     async def decide(self, request: web.Request) -> web.Response:
         steward = _steward(request, "decides about an analysis")
-        body = await _body(request, {"decision", "comment", "days", "confirmUnsigned"})
+        body = await _body(request, {"decision", "comment", "days", "confirmUnsigned", "digest"})
         decision = _choice(body, "decision", ("approved", "rejected"))
         days = body.get("days")
         if days is not None and (type(days) is not int or not 1 <= days <= 3650):
@@ -95,8 +95,14 @@ class _Calls:
         unsigned = body.get("confirmUnsigned", False)
         if not isinstance(unsigned, bool):
             raise Invalid("'confirmUnsigned' is not true or false.", field="confirmUnsigned")
-        comment = _text(body, "comment")
-        return _json(await self._service.decide(_id(request), decision, steward, comment, days, unsigned))
+        comment, seen = _text(body, "comment"), _text(body, "digest")
+        if decision == "approved" and not seen:
+            raise Invalid(
+                "An approval names the digest of what the steward has looked at.",
+                next_step="Send 'digest' as GET /api/analyses/:id shows it.",
+                field="digest",
+            )
+        return _json(await self._service.decide(_id(request), decision, steward, comment, days, unsigned, seen))
 
     async def start(self, request: web.Request) -> web.Response:
         await _body(request, set())

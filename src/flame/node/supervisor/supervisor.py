@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
+from itertools import chain
 from typing import Any
 
 from flame.model import run as life
@@ -17,7 +18,7 @@ from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.protocol.control import Changed, Deliver
 
-MAX_EARLY = 4096
+MAX_EARLY_BYTES = 32 << 20
 
 
 class Supervisor:
@@ -90,7 +91,7 @@ class Supervisor:
             self.active[run].deliver(frame)
         elif await self._has_ended(run):
             await self._context.link.ack(frame.seq)
-        elif sum(map(len, self._early.values())) < MAX_EARLY:
+        elif sum(len(kept.body) for kept in chain(*self._early.values())) + len(frame.body) <= MAX_EARLY_BYTES:
             self._early.setdefault(run, []).append(frame)
         # else: not acknowledged; the hub delivers it again at the next connection
 
@@ -110,6 +111,12 @@ class Supervisor:
         if active is None:
             raise NotFound(f"No run {run} is under way here.", next_step="See `flame node runs`.")
         active.feed(life.StopAsked(by))
+
+    def stop_all(self, analysis: str, by: str) -> None:
+        """A withdrawn approval stops what runs."""
+        for active in self.active.values():
+            if active.order.analysis == analysis:
+                active.feed(life.StopAsked(by))
 
     async def runs(self) -> list[dict[str, Any]]:
         rows = await self._context.journal.read(
@@ -216,6 +223,8 @@ class Supervisor:
             self.active[run].feed(life.StopAsked("the researcher"))
 
     def _begin(self, order: Order, state: Run, *, resumed: bool) -> None:
+        if order.id in self.active:
+            return  # the start of the node and the hub's push may both have found it
         active = ActiveRun(self._context, self._decisions, self._events, order, state, self._join_seconds)
         self.active[order.id] = active
         task = asyncio.create_task(self._drive(active, resumed=resumed))
