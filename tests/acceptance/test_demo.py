@@ -37,7 +37,8 @@ def place(tmp_path: Path) -> Path:
 
 
 def variables(place: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(place.parent / "tmp"), "COLUMNS": "120"}
+    cache = place.parent.parent / "cache"  # another version of FLAME at work on this machine has its own
+    return {**os.environ, "TMPDIR": str(place.parent / "tmp"), "XDG_CACHE_HOME": str(cache), "COLUMNS": "120"}
 
 
 def flame(place: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:

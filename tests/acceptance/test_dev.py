@@ -24,7 +24,7 @@ def flame(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flame", *arguments],
         cwd=place,
-        env=dict(os.environ),
+        env={**os.environ, "XDG_CACHE_HOME": str(place.parent / "cache")},
         capture_output=True,
         text=True,
         timeout=240,
