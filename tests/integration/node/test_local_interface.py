@@ -21,6 +21,9 @@ from node_world import ANALYSIS, PROJECT
 RUN = "ab" * 32
 
 
+SEEN = "5e" * 32
+
+
 class RecordingNode:
     """The node behind the interface: remembers what it was asked."""
 
@@ -207,7 +210,7 @@ def test_a_web_page_cannot_decide_for_the_steward(served, headers):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (DECISION, {"decision": "approved"}),
+        (DECISION, {"decision": "approved", "digest": SEEN}),
         (f"/api/projects/{PROJECT}/decision", {"decision": "approved"}),
         ("/api/members", {"fingerprint": "a" * 64, "kind": "node", "name": "A"}),
         ("/api/releases/r1/decision", {"decision": "released"}),
