@@ -260,12 +260,15 @@ def test_an_interruption_ends_everything(place: Path, number: int) -> None:
 
 
 def test_keep_leaves_a_federation_that_down_ends(place: Path) -> None:
-    done = flame(place, "demo", "--json", "--keep", "--out", "out")
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == KEYS
-    assert "http://127.0.0.1:" in done.stderr
     federation = str(place / "out" / "federation")
-    status = json.loads(flame(place, "dev", "status", "--json", "--dir", federation).stdout)
-    assert status["hub"]["running"] and all(node["running"] for node in status["nodes"])
-    assert flame(place, "dev", "down", "--dir", federation).returncode == 0
+    try:
+        done = flame(place, "demo", "--json", "--keep", "--out", "out")
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads(done.stdout)) == KEYS
+        assert "http://127.0.0.1:" in done.stderr
+        status = json.loads(flame(place, "dev", "status", "--json", "--dir", federation).stdout)
+        assert status["hub"]["running"] and all(node["running"] for node in status["nodes"])
+    finally:
+        down = flame(place, "dev", "down", "--dir", federation)
+    assert down.returncode == 0, down.stderr
     assert_nothing_left(place)
