@@ -39,6 +39,8 @@ NODE = [
     """,
     # whether all that belongs to a run's end was done: a node that dies in the middle of it does it after its restart
     "ALTER TABLE runs ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;",
+    # tree heads of the hub's log that were found to continue all earlier ones
+    "CREATE TABLE heads(size INTEGER NOT NULL, root BLOB NOT NULL, shown_by TEXT NOT NULL, seen TEXT NOT NULL, PRIMARY KEY(size, root));",
 ]
 
 RUN_KEYS = [

@@ -26,6 +26,7 @@ from flame.node.schema import NODE, RUN_KEYS
 from flame.node.supervisor import Supervisor
 from flame.node.supervisor.decisions import DEFAULT_DAYS, Decisions
 from flame.node.supervisor.events import Events
+from flame.node.supervisor.heads import Heads
 from flame.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -196,9 +197,11 @@ async def _serve(layout: Layout) -> None:
         bulk=Bulk(enrolled.hub, link.bearer_blocking),
         sandbox=_sandbox(public_only=policy.public_data),
     )
-    events = Events(context)
+    heads = Heads(context)
+    await heads.load()
+    events = Events(context, heads)
     decisions = Decisions(context, events)
-    supervisor = parts["supervisor"] = Supervisor(context, decisions, events, _join_seconds())
+    supervisor = parts["supervisor"] = Supervisor(context, decisions, events, heads, _join_seconds())
     service = NodeService(context, decisions, supervisor, events)
     await journal.execute("INSERT INTO starts(time) VALUES(datetime('now'))")
     runner = await _local(layout, service)

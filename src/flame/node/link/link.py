@@ -61,6 +61,9 @@ class Link:
         self.online = asyncio.Event()
         self.last_error = ""
         self.newest_head: tuple[int, bytes] = (0, b"")
+        """The newest tree head that has been found to continue all earlier ones (``supervisor.heads``)."""
+        self.shown_head: tuple[int, bytes] = (0, b"")
+        """The one that the hub greeted with, unchecked."""
 
     # --- control ----------------------------------------------------------------------------------------------------
 
@@ -112,7 +115,7 @@ class Link:
                 raise Unavailable("The hub did not greet as a hub of ours does.")
             if not 0 <= welcome.log_size < MAX_LOG_SIZE or len(welcome.log_root) not in (0, 32):
                 raise Malformed("The hub greeted with a tree head that cannot be one.")
-            self.newest_head = max(self.newest_head, (welcome.log_size, welcome.log_root))
+            self.shown_head = (welcome.log_size, welcome.log_root)
             self._socket, self.last_error = socket, ""
             self.online.set()
             for waiting, _ in list(self._waiting.values()):

@@ -25,6 +25,7 @@ from flame.node.release.payload import Label
 from flame.node.supervisor import verification
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import Events
+from flame.node.supervisor.heads import Heads
 from flame.node.supervisor.preparation import Prepared, RunFolder, explain_failure, prepare
 from flame.node.supervisor.side import Outlets, Side
 from flame.protocol.control import Deliver
@@ -34,6 +35,7 @@ from flame.storage.failpoints import declare, reached
 
 JOIN_SECONDS = 120.0
 FINISH_GRACE = 15.0
+PROOF_SECONDS = 60.0
 MAX_OUTPUT = 4 << 20
 
 STATE = declare(
@@ -64,11 +66,12 @@ class ActiveRun:
         context: Context,
         decisions: Decisions,
         events: Events,
+        heads: Heads,
         order: Order,
         state: Run,
         join_seconds: float = JOIN_SECONDS,
     ) -> None:
-        self._context, self._decisions, self._events = context, decisions, events
+        self._context, self._decisions, self._events, self._heads = context, decisions, events, heads
         self.order, self.run = order, state
         self.folder = RunFolder(context.layout.runs / order.id)
         self.progress = 0
@@ -389,7 +392,7 @@ class ActiveRun:
         """What is not signed by the member, or is stale, is dropped; two different ones of one member end the run."""
         assert self._channel is not None
         try:
-            self._channel.parties.take(frame.sender, frame.body, int(time.time()))
+            said = self._channel.parties.take(frame.sender, frame.body, int(time.time()))
         except Refused as error:
             if not isinstance(error, BadSignature | Expired) and error.code != "stranger":
                 raise
@@ -401,6 +404,25 @@ class ActiveRun:
                 "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
             )
             await self._context.link.ack(frame.seq)
+            await self._compare_heads(frame.sender, said)
+
+    async def _compare_heads(self, sender: str, said: Announcement) -> None:
+        """The log as a peer has seen it must be the one seen here; without a proof within a minute the run does not go on."""
+        assert self._manifest is not None
+        peer = self._manifest.participant(sender)
+        until = time.monotonic() + PROOF_SECONDS
+        while True:
+            try:
+                await self._heads.take(said.log_size, said.log_root, peer.name if peer else sender)
+                return
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise RunFailed(
+                        f"The hub gave no proof within {PROOF_SECONDS:.0f} s that its log is the same for everyone.",
+                        next_step="Ask the hub's operator; then start the analysis again.",
+                        code="no_log_proof",
+                    ) from None
+                await self._hub_again()
 
     def _drop(self, frame: Deliver, error: FlameError) -> None:
         log.warning("run %s: an announcement from %s is dropped: %s", self.order.id[:12], frame.sender, error)

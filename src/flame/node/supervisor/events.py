@@ -10,10 +10,13 @@ from typing import Any
 
 import msgspec
 
+from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import sign_event
-from flame.model.errors import FlameError, Unavailable
+from flame.crypto.translog import TreeHead, leaf_hash, verify_tree_head
+from flame.model.errors import BadSignature, FlameError, Malformed, Unavailable
 from flame.node.context import Context, log, now
-from flame.protocol.documents import Event
+from flame.node.supervisor.heads import HUB, Heads
+from flame.protocol.documents import Event, SignedEvent
 from flame.protocol.freeze import format_time
 
 RETRY_SECONDS = 2.0
@@ -23,8 +26,8 @@ RETRY_SECONDS = 2.0
 class Events:
     """Call ``kick`` when the hub can be reached; ``run`` sends what waits, in order."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, heads: Heads | None = None) -> None:
+        self._context, self._heads = context, heads
         self._wake = asyncio.Event()
 
     async def add(self, type_: str, subject: str, **facts: Any) -> None:
@@ -69,6 +72,7 @@ class Events:
 
     async def _send_all(self) -> None:
         rows = await self._context.journal.read(_unsent)
+        head: TreeHead | None = None
         for id_, event, signature in rows:
             try:
                 answer = await self._context.link.request(
@@ -79,8 +83,24 @@ class Events:
             except FlameError as error:  # one that the hub refuses stays; those after it must not wait for it
                 log.error("the hub does not take a log event: %s", error)
                 continue
-            receipt = json.dumps(answer.get("data", answer))
-            await self._context.journal.execute("UPDATE events SET receipt = ? WHERE id = ?", receipt, id_)
+            receipt = answer.get("data", answer)
+            head = self._checked(receipt, SignedEvent(event, signature))
+            await self._context.journal.execute("UPDATE events SET receipt = ? WHERE id = ?", json.dumps(receipt), id_)
+        if head is not None and self._heads is not None:
+            await self._heads.take(head.size, head.root, HUB)
+
+    def _checked(self, receipt: Any, sent: SignedEvent) -> TreeHead:
+        """The tree head of a receipt, when it is for this event and signed by the hub's key. Raises BadSignature, Malformed."""
+        try:
+            shown = receipt["head"]
+            head = TreeHead(int(shown["size"]), bytes.fromhex(shown["root"]), int(shown["time"]))
+            signature, leaf = bytes.fromhex(shown["signature"]), bytes.fromhex(receipt["leafHash"])
+        except (KeyError, TypeError, ValueError):
+            raise Malformed("The hub's receipt for a log event cannot be read.") from None
+        verify_tree_head(PublicKey.from_hex_pem(self._context.enrolled.hub_key), signature, head)
+        if leaf != leaf_hash(sent.leaf()):
+            raise BadSignature("The hub's receipt is for another event than the one that was sent.")
+        return head
 
 
 def _unsent(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:

@@ -16,14 +16,17 @@ from flame.node.context import Context, log
 from flame.node.supervisor.active import ActiveRun, Order, report, upload_released
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import RETRY_SECONDS, Events
+from flame.node.supervisor.heads import HUB, Heads
 from flame.protocol.control import Changed, Deliver
 
 MAX_EARLY_BYTES = 32 << 20
 
 
 class Supervisor:
-    def __init__(self, context: Context, decisions: Decisions, events: Events, join_seconds: float) -> None:
-        self._context, self._decisions, self._events = context, decisions, events
+    def __init__(
+        self, context: Context, decisions: Decisions, events: Events, heads: Heads, join_seconds: float
+    ) -> None:
+        self._context, self._decisions, self._events, self._heads = context, decisions, events, heads
         self._join_seconds = join_seconds
         self.active: dict[str, ActiveRun] = {}
         self._early: dict[str, list[Deliver]] = {}
@@ -65,6 +68,12 @@ class Supervisor:
 
     async def connected(self) -> None:
         """After each Welcome: everything that may have changed meanwhile."""
+        try:
+            await self._heads.take(*self._context.link.shown_head, HUB)
+        except Refused as error:
+            for active in self.active.values():
+                active.feed(life.ProgramFailed(str(error), error.code))
+            raise
         self._events.kick()
         self._decisions.kick()
         self._unreported.set()
@@ -100,12 +109,6 @@ class Supervisor:
     async def decided(self, analysis: str) -> None:
         self._look_again.put_nowait(analysis)
 
-    async def withdrawn(self, analysis: str, by: str) -> None:
-        """An approval was withdrawn: what runs of the analysis ends."""
-        for active in list(self.active.values()):
-            if active.order.analysis == analysis:
-                active.feed(life.StopAsked(f"{by}, who withdrew the approval"))
-
     async def stop(self, run: str, by: str) -> None:
         active = self.active.get(run)
         if active is None:
@@ -116,7 +119,7 @@ class Supervisor:
         """A withdrawn approval stops what runs."""
         for active in self.active.values():
             if active.order.analysis == analysis:
-                active.feed(life.StopAsked(by))
+                active.feed(life.StopAsked(f"{by}, who withdrew the approval"))
 
     async def runs(self) -> list[dict[str, Any]]:
         rows = await self._context.journal.read(
@@ -198,6 +201,9 @@ class Supervisor:
     async def _consider(self, analysis: str, manifest: bytes, signature: str | None, row: dict[str, Any]) -> None:
         from flame.crypto.canonical import digest
 
+        if self._heads.broken:
+            raise Refused(f"Nothing starts here: {self._heads.broken}", code="log_forked")
+
         order_text = str(row["order"]).encode()
         run = digest(order_text).hex()
         stopping = row.get("state") == "stopping"
@@ -225,7 +231,7 @@ class Supervisor:
     def _begin(self, order: Order, state: Run, *, resumed: bool) -> None:
         if order.id in self.active:
             return  # the start of the node and the hub's push may both have found it
-        active = ActiveRun(self._context, self._decisions, self._events, order, state, self._join_seconds)
+        active = ActiveRun(self._context, self._decisions, self._events, self._heads, order, state, self._join_seconds)
         self.active[order.id] = active
         task = asyncio.create_task(self._drive(active, resumed=resumed))
         self._drives.add(task)
