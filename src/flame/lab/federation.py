@@ -314,6 +314,8 @@ class Federation:
         until = time.monotonic() + 30
         while True:
             try:
+                if not steward.show(submission.analysis)["signed"]:
+                    raise NotFound("The node has not seen the researcher's signature yet.")
                 steward.decide(submission.analysis, digest=digest(submission.manifest).hex())
                 return
             except NotFound:  # the hub's push is still on its way
