@@ -44,5 +44,6 @@ $(VENV)/.installed-%: pyproject.toml
 	@echo "Installing FLAME ($*) into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some packages ship files that are wrong on purpose
+	@$(BIN)/python -c 'from flame.lab.environment import ensure_environment; ensure_environment()'
 	@touch $@
 	@if [ $* = dev ]; then touch $(VENV)/.installed-lab; fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ _KEPT_SECONDS: Final = 24 * 3600
 def ensure_environment(cache: Path | None = None) -> HostEnvironment:
     """The environment `python/base`: the SDK, NumPy and msgspec. Made on first use, and again when one of them changed.
 
-    cache: where it is kept; default $XDG_CACHE_HOME/flame/environments or ~/.cache/flame/environments.
+    cache: where it is kept; default inside the virtual environment that FLAME is installed in; without one
+    $XDG_CACHE_HOME/flame/environments or ~/.cache/flame/environments.
     Safe to call from several processes at once. What is replaced stays for a day, for runs that still use it.
     """
     registry = cache or _default_cache()
@@ -44,6 +46,10 @@ def ensure_environment(cache: Path | None = None) -> HostEnvironment:
 
 
 def _default_cache() -> Path:
+    """Inside the virtual environment that FLAME is installed in: it goes with it, and two installations do not meet."""
+    prefix = Path(sys.prefix)
+    if sys.prefix != sys.base_prefix and os.access(prefix, os.W_OK):
+        return prefix / "var" / "flame" / "environments"
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "flame" / "environments"
 

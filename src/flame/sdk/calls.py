@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from flame.model.errors import FlameError, Malformed, Unavailable
@@ -209,6 +210,18 @@ def _readable(connections: Sequence[Connection]) -> list[Connection]:
         return [key.data for key, _ in selector.select()]
 
 
+def _connect(stream: socket.socket, path: str) -> None:
+    """A socket's address has room for 107 bytes; a node's directory may be deeper than that."""
+    if len(os.fsencode(path)) < 108:
+        stream.connect(path)
+        return
+    folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        stream.connect(f"/proc/self/fd/{folder}/{Path(path).name}")
+    finally:
+        os.close(folder)
+
+
 def _open_socket(path: str, patience: float) -> socket.socket:
     """The socket may appear a moment after the program starts: wait for it, up to ``patience`` seconds."""
     deadline = time.monotonic() + patience
@@ -216,7 +229,7 @@ def _open_socket(path: str, patience: float) -> socket.socket:
     while True:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            stream.connect(path)
+            _connect(stream, path)
             ask_upgrade(stream)
             return stream
         except FlameError:
