@@ -79,7 +79,10 @@ def _lock(state: Lifecycle) -> Lifecycle:
     _require(state.build is None, "The analysis build process has already been initialized.")
     _require(state.default_nodes > 0, "At least one default node must be selected.")
     _require(state.aggregator_nodes > 0, "An aggregator node node must be selected.")
-    _require(state.entrypoint, "An entrypoint must be selected.")
+    if not state.entrypoint:
+        raise Invalid(
+            "An entrypoint must be selected.", next_step="Upload the program, and mark the file that runs as its root."
+        )
     _require(state.image, "A master image must be assigned to the analysis.")
     return replace(state, locked=True)
 

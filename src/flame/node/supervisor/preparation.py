@@ -222,6 +222,12 @@ def _without_content(error: FlameError, request: DataRequest, folder: RunFolder)
         error, Refused | RunFailed | Unavailable
     ):  # a rule about numbers and places; it quotes nothing of the data
         return error
+    for name in request.columns:  # the manifest's own word: it says nothing that was not asked
+        if f"has no column '{name[:64]}'" in error.message:
+            return Refused(
+                f"The source '{request.source}' of this hospital has no column '{name[:64]}'.",
+                next_step="Ask for columns that every hospital has, or ask this hospital's steward to add it.",
+            )
     return Refused(
         f"The source '{request.source}' of this hospital cannot be used for this run ({error.code}).",
         next_step="The hospital's steward reads why in the run's output and corrects the source or sources.toml.",
