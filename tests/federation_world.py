@@ -242,3 +242,18 @@ def run_state(federation: Federation, node: str, run: str) -> dict[str, Any] | N
     """What a node's steward sees of a run."""
     rows = persistently(lambda: federation.steward(node).runs())
     return next((row for row in rows if row["id"] == run), None)
+
+
+LIVING = ("queued", "preparing", "prepared", "running")
+"""States of a run that has not ended."""
+
+
+def processes_of(run: str) -> list[int]:
+    """Sandboxes of a run that are still there."""
+    import psutil
+
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(run[:32] in argument for argument in process.info["cmdline"] or ())
+    ]
