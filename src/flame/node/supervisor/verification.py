@@ -5,7 +5,8 @@ Each refusal names what is wrong, and what the steward, the researcher or the ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -99,7 +100,8 @@ def verify_signature(manifest: Manifest, content: bytes, signature: bytes | None
             next_step="The researcher signs it with `flame sign`; or a steward confirms it when approving.",
         )
     member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
-    verify_manifest(_key(member), signature, digest(content))
+    with _naming(f"The manifest is not signed by {manifest.researcher.name}, although the hub shows a signature."):
+        verify_manifest(_key(member), signature, digest(content))
 
 
 def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approval:
@@ -110,7 +112,8 @@ def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approva
             next_step="Look at it with `flame node show ANALYSIS` and decide with `flame node approve ANALYSIS`.",
         )
     approval: Approval = Approval.decode(situation.approval)
-    verify_approval(situation.own_key, situation.approval_signature, parse_canonical(situation.approval))
+    with _naming("The approval that is stored here was not signed by this node."):
+        verify_approval(situation.own_key, situation.approval_signature, parse_canonical(situation.approval))
     if approval.manifest != manifest_digest.hex() or approval.subject != "analysis" or approval.node != situation.node:
         raise DoesNotMatchApproval(
             "What was approved here has another digest: something was changed after the approval.",
@@ -152,7 +155,10 @@ def verify_order(
         )
     if signature is not None:
         member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
-        verify_start_order(_key(member), signature, digest(order))
+        with _naming(
+            f"The start order is not signed by {manifest.researcher.name}: it was changed, or is a stranger's."
+        ):
+            verify_start_order(_key(member), signature, digest(order))
     elif not situation.unsigned_confirmed:
         raise BadSignature("The start order is not signed by the researcher.", next_step="Start it with `flame start`.")
     _verify_times(manifest, parsed, situation.now, accepted=accepted)
@@ -222,6 +228,17 @@ def _confirmed(situation: Situation, fingerprint: str, kind: str, name: str) -> 
             fingerprint=fingerprint,
         )
     return member
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Which signature is wrong: a steward reads the refusal, not the code."""
+    try:
+        yield
+    except BadSignature as error:
+        raise BadSignature(
+            what, next_step="Nothing has run. Ask the researcher by telephone; tell the hub's operator."
+        ) from error
 
 
 def _key(member: Member) -> PublicKey:
