@@ -177,7 +177,20 @@ class Researcher:
         )
 
     def approve(self, submission: Submission) -> None:
+        """Returns when the hub has heard of every approval: a node tells a hub that was away a little later."""
         persistently(lambda: self.federation.approve(submission))
+        eventually(
+            lambda: (
+                {
+                    row["approvalStatus"]
+                    for row in self._get(
+                        f"/core/analysis-nodes?filter[analysisId]={submission.analysis}&page[limit]=50"
+                    )
+                }
+                == {"approved"}
+            ),
+            "the hub knows every approval",
+        )
 
     def build(self, submission: Submission) -> None:
         for command, status in (("buildStart", "buildStatus"), ("distributionStart", "distributionStatus")):
