@@ -16,7 +16,7 @@ from flame.lab.researcher import Progress, Submission
 from flame.model.errors import FlameError
 
 T = TypeVar("T")
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 AUTHOR = b"""
 [analysis]

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -309,6 +310,15 @@ def test_a_manifest_without_the_researchers_signature(federation: Federation, si
     hash_ = digest(submission.manifest)
     other = sign_manifest(FOREIGN, hash_).hex() if signature == "foreign" else None
     assert change_hub(federation, "UPDATE manifests SET signature = ? WHERE digest = ?", other, hash_.hex()) == 1
+    look_again(federation, submission)
+    for node in federation.nodes:  # a look that was under way may still have seen the true one
+
+        def seen(database: Path = node.directory / "node.db") -> bool:
+            with closing(sqlite3.connect(database, timeout=30)) as connection:
+                sql = "SELECT signature FROM analyses WHERE id = ?"
+                return bool(connection.execute(sql, (submission.analysis,)).fetchone() == (other,))
+
+        assert eventually(seen, f"the changed signature at {node.name}")
     order = order_for(submission)
     run = slip_in(federation, submission, order, signed(federation, order))
     words = "not signed" if signature == "missing" else "manifest"
