@@ -13,9 +13,11 @@ import structlog
 import uvicorn
 
 from flame.hub.app import make_app, open_hub, write_place
+from flame.hub.relay.bulk import BulkPlane
 
 if TYPE_CHECKING:
     from flame.hub.settings import Settings
+    from flame.hub.state import HubState
 
 HUB_JSON = "hub.json"
 HUB_LOG = "hub.log"
@@ -50,14 +52,16 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    _Server(config, settings.dir / HUB_JSON).run()
+    _Server(config, hub, settings, settings.dir / HUB_JSON).run()
 
 
 class _Server(uvicorn.Server):
     """uvicorn, which says where it listens."""
 
-    def __init__(self, config: uvicorn.Config, place: Path) -> None:
+    def __init__(self, config: uvicorn.Config, hub: HubState, settings: Settings, place: Path) -> None:
         super().__init__(config)
+        self._hub, self._settings = hub, settings
+        self._bulk: BulkPlane | None = None
         self._place = place
 
     async def startup(self, sockets: Any = None) -> None:
@@ -65,12 +69,18 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
+        if self._settings.bulk_port is not None and self._settings.record is None:
+            self._bulk = BulkPlane(self._hub, self._settings.host, self._settings.bulk_port)
+            self._hub.bulk_url = self._bulk.url
+            self._bulk.start()
         shown = f"[{host}]" if ":" in host else host
         await asyncio.to_thread(write_place, self._place, f"http://{shown}:{port}", os.getpid())
         structlog.get_logger("flame.hub").info("listening", host=host, port=port)
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._place.unlink(missing_ok=True)
+        if self._bulk is not None:
+            self._bulk.stop()
         await super().shutdown(sockets)
 
 

@@ -22,7 +22,8 @@ _TEST_ONLY: Final = {
 class Settings:
     """What a hub is started with. `dir` holds all its state.
 
-    port: 0 takes a free one (``DIR/hub.json`` says which). password_file: write the first admin's generated password to
+    port: 0 takes a free one (``DIR/hub.json`` says which). bulk_port: a second port, for large envelopes alone, served
+    by threads (0: a free one); nodes hear of it from the hub. Without one they go over the first. Not while recording. password_file: write the first admin's generated password to
     ``DIR/admin-password`` (mode 0600) instead of showing it once. storage_bytes_max: bytes of kept files, and of the
     database, that are allowed. record: see `flame.hub.recorder`.
     """
@@ -30,6 +31,7 @@ class Settings:
     dir: Path
     host: str = "127.0.0.1"
     port: int = 8600
+    bulk_port: int | None = None
     admin_password: str | None = None
     password_file: bool = False
     allow_self_approval: bool = False

@@ -32,6 +32,7 @@ class HubState:
     log: AuditLog
     channels: Channels
     runs: Runs
+    bulk_url: str = ""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -514,7 +514,7 @@ class _Starting:
 
 
 def _hub_variables(directory: Path, record: bool) -> dict[str, str]:
-    variables = {"FLAME_HUB_PASSWORD_FILE": "1"}
+    variables = {"FLAME_HUB_PASSWORD_FILE": "1", "FLAME_HUB_BULK_PORT": "0"}
     if record:
         variables["FLAME_HUB_RECORD"] = str(directory / "record")
     return variables

@@ -46,8 +46,11 @@ class Child:
         return self.process.pid
 
     def say(self, **order: str) -> None:
-        _pipe(self.process.stdin).write(json.dumps(order) + "\n")
-        _pipe(self.process.stdin).flush()
+        try:
+            _pipe(self.process.stdin).write(json.dumps(order) + "\n")
+            _pipe(self.process.stdin).flush()
+        except BrokenPipeError:
+            raise self._did_not_start() from None
 
     def answer(self) -> Any:
         """The next line of its output, as JSON."""
@@ -58,6 +61,11 @@ class Child:
             )
         return json.loads(line)
 
+    def _did_not_start(self) -> Unavailable:
+        return Unavailable(
+            f"A part of the federation did not start: {self.last_words()}", next_step=f"See {self._log}."
+        )
+
     def last_words(self) -> str:
         with suppress(OSError):
             return self._log.read_text(errors="replace")[-2000:].strip()
@@ -67,7 +75,8 @@ class Child:
         """It goes on without us."""
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):
+                    stream.close()
 
 
 def wait_for_file(path: Path, child: Child) -> dict[str, Any]:

@@ -29,12 +29,16 @@ class Hello(_Frame, tag="hello"):
 
 
 class Welcome(_Frame, tag="welcome"):
-    """Hub to node, first. ``log``: the newest tree head, as bytes the node can verify (``flame.protocol.audit``)."""
+    """Hub to node, first. ``log``: the newest tree head, as bytes the node can verify (``flame.protocol.audit``).
+
+    ``bulk``: where large envelopes go and come from, at the same host; empty: at the hub's own address.
+    """
 
     version: int
     release: str
     log_size: int
     log_root: bytes
+    bulk: str = ""
 
 
 class Put(_Frame, tag="put"):

@@ -11,8 +11,9 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -80,8 +81,12 @@ class LocalObjects:
         return FileSpool(self._spool / uuid4().hex, self.usage, hashed=hashed, at_most=at_most)
 
     async def keep(self, spooled: Spooled, key: str) -> None:
+        await asyncio.to_thread(self.keep_blocking, spooled, key)
+
+    def keep_blocking(self, spooled: Spooled, key: str) -> None:
+        """As `keep`, for threads."""
         reached(AFTER_SPOOL)
-        await asyncio.to_thread(self._rename, spooled.path, self._path(key))
+        self._rename(spooled.path, self._path(key))
         reached(AFTER_KEEP)
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
@@ -135,22 +140,25 @@ class LocalObjects:
 
 
 class Usage:
-    """Bytes on the disk against a cap."""
+    """Bytes on the disk against a cap. Counted from several threads."""
 
     def __init__(self, bytes_max: int | None) -> None:
         self.used = 0
         self._max = bytes_max
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        if self._max is not None and self.used + size > self._max:
-            raise Exhausted(
-                f"The hub's storage is full: {self._max} bytes are allowed. Nothing was stored.",
-                next_step="Delete results and programs that are no longer needed, or ask the hub's operator for space.",
-            )
-        self.used += size
+        with self._lock:
+            if self._max is not None and self.used + size > self._max:
+                raise Exhausted(
+                    f"The hub's storage is full: {self._max} bytes are allowed. Nothing was stored.",
+                    next_step="Delete results and programs that are no longer needed, or ask the hub's operator for space.",
+                )
+            self.used += size
 
     def give_back(self, size: int) -> None:
-        self.used = max(0, self.used - size)
+        with self._lock:
+            self.used = max(0, self.used - size)
 
 
 class FileSpool:
@@ -175,6 +183,17 @@ class FileSpool:
         await self._guarded(self._close_durably)
         return Spooled(self._path, self._size, self._hash.hexdigest() if self._hash else None)
 
+    def write_blocking(self, data: bytes | memoryview) -> None:
+        """As `write`, for threads, unbuffered: the caller's pieces are large."""
+        self._claim(len(data))
+        with _disk_full():
+            self._append(data)
+
+    def finish_blocking(self) -> Spooled:
+        with _disk_full():
+            self._close_durably()
+        return Spooled(self._path, self._size, self._hash.hexdigest() if self._hash else None)
+
     async def discard(self) -> None:
         if self._file is not None and not self._file.closed:
             self._file.close()
@@ -184,24 +203,20 @@ class FileSpool:
 
     async def _drain(self) -> None:
         data, self._buffer = self._buffer, bytearray()
-        if self._at_most is not None and self._size + len(data) > self._at_most:
-            raise Malformed(f"More than the announced {self._at_most} bytes came.")
-        self._usage.take(len(data))
-        self._size += len(data)
+        self._claim(len(data))
         await self._guarded(lambda: self._append(data))
 
-    async def _guarded(self, step: Any) -> None:
-        try:
-            await asyncio.to_thread(step)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise Exhausted(
-                    "The hub's disk is full; nothing was stored.",
-                    next_step="Ask the hub's operator for space, then repeat the request.",
-                ) from error
-            raise
+    def _claim(self, size: int) -> None:
+        if self._at_most is not None and self._size + size > self._at_most:
+            raise Malformed(f"More than the announced {self._at_most} bytes came.")
+        self._usage.take(size)
+        self._size += size
 
-    def _append(self, data: bytearray) -> None:
+    async def _guarded(self, step: Any) -> None:
+        with _disk_full():
+            await asyncio.to_thread(step)
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
         if self._file is None:
             self._file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: SIM115
         view = memoryview(data)
@@ -214,6 +229,19 @@ class FileSpool:
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
+
+
+@contextmanager
+def _disk_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Exhausted(
+                "The hub's disk is full; nothing was stored.",
+                next_step="Ask the hub's operator for space, then repeat the request.",
+            ) from error
+        raise
 
 
 def _clear(folder: Path) -> None:

@@ -234,7 +234,7 @@ def test_nobody_is_sent_elsewhere_with_a_nodes_credential() -> None:
             ):  # fmt: skip
                 with pytest.raises(Refused):
                     await attempt
-            bulk = Bulk(address, lambda: "t")
+            bulk = Bulk(lambda: address, lambda: "t")
             for ask in (lambda: bulk.put("/a", 1, [b"x"]), lambda: _read(bulk, "/a")):
                 with pytest.raises(Refused):
                     await asyncio.to_thread(ask)

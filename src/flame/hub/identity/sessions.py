@@ -10,7 +10,7 @@ from flame.hub.analyses.tables import analyses
 from flame.hub.authorisation import Actor
 from flame.hub.identity.tables import clients, roles, sessions, user_roles, users
 from flame.hub.nodes.tables import nodes
-from flame.hub.state import hub_of
+from flame.hub.state import HubState, hub_of
 from flame.model.errors import NotAuthenticated
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ _WHO = "Log in first: `flame login`, or POST /auth/token."
 
 async def authenticate(connection: HTTPConnection) -> Actor:
     """Who is asking. Raises NotAuthenticated (401), Invalid (400) for a token that is none."""
-    hub = hub_of(connection)
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return await actor_of_bearer(hub_of(connection), connection.headers.get("authorization", ""))
+
+
+async def actor_of_bearer(hub: HubState, authorization: str) -> Actor:
+    """The same from the header's value, for ways that are no ASGI request."""
+    scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise NotAuthenticated("This needs a login.", next_step=_WHO)
     claims = hub.tokens.read(token.strip(), "access")

@@ -103,7 +103,7 @@ async def _greet(hub: HubState, socket: WebSocket) -> None:
     if not isinstance(hello, Hello) or not OLDEST_READABLE <= hello.version <= VERSION:
         raise Invalid("The first frame is Hello.")
     head, _ = await hub.database.read(hub.log.head)
-    await socket.send_bytes(encode(Welcome(VERSION, release(), head.size, head.root)))
+    await socket.send_bytes(encode(Welcome(VERSION, release(), head.size, head.root, hub.bulk_url)))
 
 
 async def _converse(hub: HubState, socket: WebSocket, channel: Channel) -> None:

@@ -22,10 +22,11 @@ _BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound,
 
 
 class Bulk:
-    """PUT and GET of envelopes. ``token`` gives a valid bearer; it may block."""
+    """PUT and GET of envelopes. ``where`` gives the address of the moment, ``token`` a valid bearer; it may block."""
 
-    def __init__(self, hub: str, token: Callable[[], str]) -> None:
-        self._where = urlsplit(hub)
+    def __init__(self, where: Callable[[], str], token: Callable[[], str]) -> None:
+        self._current = where
+        self._where = urlsplit("")
         self._token = token
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -78,6 +79,10 @@ class Bulk:
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
         with self._lock:
+            if (where := urlsplit(self._current())) != self._where:  # the hub came back with another port for bulk
+                for idle in self._idle:
+                    idle.close()
+                self._idle, self._where = [], where
             connection = self._idle.pop() if self._idle else self._dial()
         try:
             yield connection

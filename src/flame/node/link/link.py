@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from flame import __version__
 from flame.crypto.keys import IdentityKey
@@ -64,6 +65,8 @@ class Link:
         """The newest tree head that has been found to continue all earlier ones (``supervisor.heads``)."""
         self.shown_head: tuple[int, bytes] = (0, b"")
         """The one that the hub greeted with, unchecked."""
+        self.bulk = self.hub
+        """Where large envelopes go: the hub's address, or another port of the same host."""
 
     # --- control ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +119,7 @@ class Link:
             if not 0 <= welcome.log_size < MAX_LOG_SIZE or len(welcome.log_root) not in (0, 32):
                 raise Malformed("The hub greeted with a tree head that cannot be one.")
             self.shown_head = (welcome.log_size, welcome.log_root)
+            self.bulk = _same_host(welcome.bulk, self.hub)
             self._socket, self.last_error = socket, ""
             self.online.set()
             for waiting, _ in list(self._waiting.values()):
@@ -306,3 +310,14 @@ async def _read_json(response: aiohttp.ClientResponse) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Unavailable("The hub's answer cannot be read.", next_step="Is this the address of a hub?")
     return content
+
+
+def _same_host(shown: str, hub: str) -> str:
+    """The hub's port for bulk; anything that is not this hub's own host by the same scheme is not believed."""
+    try:
+        there, here = urlsplit(shown), urlsplit(hub)
+        port = there.port
+    except ValueError:
+        return hub
+    same = there.scheme == here.scheme and there.hostname == here.hostname and port is not None
+    return f"{there.scheme}://{there.netloc}" if same and not there.username else hub
