@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -261,12 +261,13 @@ LIVING = ("queued", "preparing", "prepared", "running")
 """States of a run that has not ended."""
 
 
-def processes_of(run: str) -> list[int]:
-    """Sandboxes of a run that are still there."""
+def sandboxes(federation: Federation) -> list[str]:
+    """What runs below the nodes in sandboxes."""
     import psutil
 
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if any(run[:32] in argument for argument in process.info["cmdline"] or ())
-    ]
+    found = []
+    for node in federation.nodes:
+        for process in psutil.Process(node.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                found.append(process.name())
+    return [name for name in found if "bwrap" in name or "python" in name]

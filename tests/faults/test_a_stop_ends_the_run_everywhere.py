@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from federation_world import LIVING, Researcher, Ward, eventually, processes_of, program, run_state
+from federation_world import LIVING, Researcher, Ward, eventually, program, run_state, sandboxes
 from flame.lab.federation import Federation
 
 WAITING = b"""\
@@ -47,7 +47,7 @@ def test_a_stopped_run_ends_everywhere_with_the_reason(ward: Ward, stop: Callabl
                 ),
                 f"{node.name} runs",
             )
-        assert processes_of(submission.run)
+        assert sandboxes(federation)
         reason = stop(federation, submission.analysis, submission.run)
         outcome = researcher.finish(submission)
         assert outcome.status == "stopped"
@@ -57,7 +57,7 @@ def test_a_stopped_run_ends_everywhere_with_the_reason(ward: Ward, stop: Callabl
             assert ended is not None
             assert ended["state"] not in LIVING
             assert reason in ended["reason"], node.name
-            eventually(lambda: processes_of(submission.run) == [], "the sandboxes are gone")
+            eventually(lambda: sandboxes(federation) == [], "the sandboxes are gone")
         good = researcher.run(program(), "After it")
         assert good.status == "executed", good.reason
 

@@ -19,9 +19,9 @@ from federation_world import (
     Researcher,
     eventually,
     federation_in,
-    processes_of,
     program,
     run_state,
+    sandboxes,
 )
 from flame.lab.federation import Federation, Outcome
 from flame.lab.http import Api
@@ -126,7 +126,7 @@ def assert_gone_everywhere(federation: Federation, run: str) -> None:
             f"{node.name} ended the run",
         )
         assert ended["state"] == "ended" or ended["reason"], node.name
-        eventually(lambda: processes_of(run) == [], "the sandboxes are gone")
+        eventually(lambda: sandboxes(federation) == [], "the sandboxes are gone")
 
 
 @pytest.mark.slow
