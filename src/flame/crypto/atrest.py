@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flame.model.errors import Malformed, Refused
 _VERSION = b"\x01"
 _NONCE = 12
 _TAG = 16
+_MARKED = 1 << 30
 OVERHEAD = len(_VERSION) + _NONCE + _TAG
 
 
@@ -25,6 +27,7 @@ class StorageKey:
             raise Malformed("A storage key is 32 bytes.")
         self._key = key
         self._aead = AESGCM(key)
+        self._marker = AESGCM(hashlib.sha256(b"flame-mark-v1\0" + key).digest())
 
     @classmethod
     def generate(cls) -> StorageKey:
@@ -57,6 +60,19 @@ class StorageKey:
                 "or it was changed.",
                 next_step="If the storage key was replaced or restored, put back the one that belongs to this data.",
             ) from error
+
+    def mark(self, data: bytes | bytearray | memoryview, context: bytes) -> bytes:
+        """32 bytes by which this key's holder knows data again, at the speed of AES (SHA-256 takes ten times as long).
+
+        GMAC (NIST SP 800-38D) of each GiB under a nonce made of context and place, then SHA-256. Only to be compared with
+        an earlier mark of the same key and context, and shown to nobody: without the key nothing can be said of it.
+        """
+        digest = hashlib.sha256(_bound(context))
+        view = memoryview(data).cast("B")
+        for place in range(0, max(1, len(view)), _MARKED):
+            nonce = hashlib.sha256(_bound(context) + place.to_bytes(8, "big")).digest()[:_NONCE]
+            digest.update(self._marker.encrypt(nonce, b"", view[place : place + _MARKED]))
+        return digest.digest()
 
     def __repr__(self) -> str:
         return "StorageKey(...)"

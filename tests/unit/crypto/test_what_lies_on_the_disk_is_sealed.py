@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,15 @@ def test_sealing_does_not_load_what_only_key_files_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mark_knows_the_same_bytes_again_and_no_others() -> None:
+    key, data = StorageKey.generate(), os.urandom(100_000)
+    mark = key.mark(data, b"run 1")
+    assert key.mark(bytearray(data), b"run 1") == mark
+    assert key.mark(memoryview(data), b"run 1") == mark
+    assert key.mark(data, b"run 2") != mark
+    assert key.mark(data[:-1], b"run 1") != mark
+    assert key.mark(data[:50] + bytes([data[50] ^ 1]) + data[51:], b"run 1") != mark
+    assert key.mark(b"", b"run 1") != key.mark(b"\0", b"run 1")
+    assert StorageKey.generate().mark(data, b"run 1") != mark

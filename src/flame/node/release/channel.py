@@ -175,7 +175,7 @@ class Channel:
         """Seal a result to people's result keys; returns the envelope, the same one whenever it is asked again."""
         with self._sending:
             head = prefix(label)
-            digest = _digest(head, body)
+            digest = self._mark(key, head, body)
             known = self._in_outbox(key, digest)
             if known is None:
                 if self._unsealed:
@@ -200,7 +200,7 @@ class Channel:
         self, key: str, type_: str, round_: int, label: Label, recipients: dict[str, bytes], body: Buffer
     ) -> bytes:
         head = prefix(label)
-        digest = _digest(head, body)
+        digest = self._mark(key, head, body)
         msg_id = _message_id(self.run, self.node, key)
         with self._sending:
             known = self._in_outbox(key, digest)
@@ -248,6 +248,10 @@ class Channel:
             body = len(sealed) - envelope.peek_head(sealed)[1]
             letter = sealed[: len(sealed) - body] + piece.ljust(body, b"\0")
             self._bulk.put("/messenger/messages", len(letter), [letter])
+
+    def _mark(self, key: str, head: bytes, body: Buffer) -> bytes:
+        """By which a restarted program's message is known to be the one that has left already."""
+        return self._storage_key.mark(body, self._context(b"sent") + key.encode() + b"\0" + head)
 
     def _in_outbox(self, key: str, digest: bytes) -> tuple[bytes, bytes] | None:
         row: tuple[bytes, bytes] | None = self._journal.read_blocking(
@@ -679,12 +683,6 @@ def _insert(connection: sqlite3.Connection, run: str, fresh: list[tuple[Item, by
         "INSERT INTO inbox(run, sender, msg_id, n, core, type, round, large, body) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(run, i.sender, i.msg_id, i.n, i.core, i.type, i.round, i.large, sealed) for i, sealed in fresh],
     )
-
-
-def _digest(head: bytes, body: Buffer) -> bytes:
-    digest = hashlib.sha256(head)
-    digest.update(body)
-    return digest.digest()
 
 
 def _message_id(run: str, node: str, key: str) -> bytes:
