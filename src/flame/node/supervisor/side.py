@@ -265,8 +265,9 @@ class Side:
             return self._channel.wait_for(take, timeout, cancelled, start=self._first, explain=explain, senders=senders)
         finally:
             with self._lock:
-                self._waits[explain] -= 1
-                self._waits += Tally()  # drops what nobody waits for
+                if not cancelled.is_set():  # else it was ended in the middle, and this is what it waited for
+                    self._waits[explain] -= 1
+                    self._waits += Tally()  # drops what nobody waits for
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
