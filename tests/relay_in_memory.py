@@ -96,7 +96,7 @@ class LinkDouble:
             await asyncio.sleep(0.01)
         self._relay.put(self._node, body)
 
-    async def ack(self, seq: int) -> None:
+    def ack(self, seq: int) -> None:
         self._relay.acked.setdefault(self._node, []).append(seq)
 
 

@@ -466,6 +466,11 @@ class Opener:
         self._verified = (head, header.core, secret)
         return head
 
+    @property
+    def core(self) -> bytes:
+        """SHA-256 over the verified head's bytes on the wire."""
+        return self._secrets()[1]
+
     def open_into(self, stream: Source, out: memoryview) -> int:
         """Decrypt into `out` (at least `total_len` bytes), straight after the header; returns the length.
 

@@ -178,6 +178,9 @@ def _nothing(connection: Connection) -> None:
 
 def _commit(connection: Connection, group: Sequence[_Job]) -> None:
     """One transaction for the group; every reply is given after the commit, never before."""
+    if len(group) == 1:
+        _commit_alone(connection, group[0])
+        return
     done: list[tuple[_Job, object]] = []
     labels = {job.label for job in group if job.label}
     try:
@@ -196,6 +199,24 @@ def _commit(connection: Connection, group: Sequence[_Job]) -> None:
         reached(f"hub.{label}.after-commit")
     for job, value in done:
         job.reply.set_result(value)
+
+
+def _commit_alone(connection: Connection, job: _Job) -> None:
+    """The common case of a quiet hub: the transaction is the operation's own, and needs no savepoint."""
+    if not job.reply.set_running_or_notify_cancel():
+        return
+    try:
+        with connection.begin():
+            value = job.run(connection)
+            if job.label:
+                reached(f"hub.{job.label}.before-commit")
+    except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it through the reply
+        connection.invalidate() if connection.in_transaction() else None
+        job.reply.set_exception(_translated(error))
+        return
+    if job.label:
+        reached(f"hub.{job.label}.after-commit")
+    job.reply.set_result(value)
 
 
 def _run(connection: Connection, job: _Job, done: list[tuple[_Job, object]]) -> None:

@@ -24,6 +24,7 @@ Noticed = Callable[[control.Changed], Awaitable[None]]
 Connected = Callable[[], Awaitable[None]]
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 10.0
+ACK_SECONDS = 0.1
 MAX_ANSWER = 16 << 20
 """Bytes of one answer of the hub: a manifest and its surroundings have far fewer."""
 RETRY_SECONDS = 1.0
@@ -56,6 +57,8 @@ class Link:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._bearer, self._bearer_until = "", 0.0
         self._bearer_lock = asyncio.Lock()
+        self._acks: list[int] = []
+        self._sending: set[asyncio.Task[None]] = set()
         self._waiting: dict[bytes, tuple[control.Put, asyncio.Future[None]]] = {}
         self._again: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -100,8 +103,17 @@ class Link:
             await self._send(entry[0])
         await asyncio.shield(entry[1])
 
-    async def ack(self, seq: int) -> None:
-        await self._send(control.Ack([seq]))
+    def ack(self, seq: int) -> None:
+        """Tell the hub that this is durable here: soon, with others. Until then it may come again, which costs nothing."""
+        self._acks.append(seq)
+        if len(self._acks) == 1:
+            self._loop.call_later(ACK_SECONDS, self._send_acks)
+
+    def _send_acks(self) -> None:
+        seqs, self._acks = self._acks, []
+        task = self._loop.create_task(self._send(control.Ack(seqs)))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def _converse(self) -> None:
         import aiohttp

@@ -396,7 +396,7 @@ class Channel:
         for control in batch.controls:
             self._on_control(*control)
         for seq in batch.done:
-            await self._link.ack(seq)
+            self._link.ack(seq)
         if batch.fatal is not None:
             self._on_refused(batch.fatal)
 
@@ -457,7 +457,7 @@ class Channel:
             opener = Opener(_bytes(self.node), self._keys.run_key, party.public)
             stream = BytesIO(frame.body)
             head = opener.read_head(stream)
-            return party, opener, stream, head, envelope.Header.read(BytesIO(frame.body)).core
+            return party, opener, stream, head, opener.core
         except FlameError as error:
             raise _Dropped(str(error)) from None
 

@@ -403,7 +403,7 @@ class ActiveRun:
             await self._context.journal.execute(
                 "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
             )
-            await self._context.link.ack(frame.seq)
+            self._context.link.ack(frame.seq)
             await self._compare_heads(frame.sender, said)
 
     async def _compare_heads(self, sender: str, said: Announcement) -> None:

@@ -97,7 +97,7 @@ class Supervisor:
     async def deliver(self, frame: Deliver) -> None:
         run = frame.run.hex()
         if run not in self.active and await self._has_ended(run):
-            await self._context.link.ack(frame.seq)
+            self._context.link.ack(frame.seq)
         elif run in self.active:  # perhaps only since a moment ago, while the database was asked
             self.active[run].deliver(frame)
         elif sum(len(kept.body) for kept in chain(*self._early.values())) + len(frame.body) <= MAX_EARLY_BYTES:
