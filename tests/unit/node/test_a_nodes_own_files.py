@@ -244,7 +244,7 @@ def test_a_file_without_a_header_tells_nobody_its_first_patient(tmp_path: Path) 
         layout=Layout(tmp_path), node=node_world.DATA_NODES[0], policy=SimpleNamespace(public_data=False)
     )
     manifest = node_world.manifest(data=(DataRequest("*", "data", "table", ("age",), 0),))
-    with pytest.raises(Refused, match="has no column .age.") as caught:
+    with pytest.raises(Refused, match="has no column") as caught:
         asyncio.run(preparation._data(cast("Any", context), manifest, folder))
     assert "Mueller" not in str(caught.value)
     assert "Mueller" in folder.output.read_text()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flame.model.errors import Exhausted, FlameError, NotAuthenticated, NotFound, Refused, Unavailable
 from flame.wire.values import Buffer
@@ -33,8 +33,8 @@ class Bulk:
 
     def put(self, path: str, length: int, pieces: Iterable[Buffer]) -> None:
         """Send exactly ``length`` bytes. Returns once the hub says that they are durable."""
-        with self._connection() as connection:
-            connection.putrequest("PUT", self._where.path + path)
+        with self._connection() as (connection, base):
+            connection.putrequest("PUT", base + path)
             connection.putheader("Authorization", f"Bearer {self._token()}")
             connection.putheader("Content-Type", "application/octet-stream")
             connection.putheader("Content-Length", str(length))
@@ -51,8 +51,8 @@ class Bulk:
     @contextmanager
     def get(self, path: str) -> Iterator[http.client.HTTPResponse]:
         """A body as a stream; read it to its end, or the connection is thrown away."""
-        with self._connection() as connection:
-            connection.request("GET", self._where.path + path, headers={"Authorization": f"Bearer {self._token()}"})
+        with self._connection() as (connection, base):
+            connection.request("GET", base + path, headers={"Authorization": f"Bearer {self._token()}"})
             response = connection.getresponse()
             if response.status >= 300:  # a redirection too: a hub sends nobody elsewhere with a node's credential
                 _check(response.status, response.read(_MAX_ANSWER))
@@ -62,9 +62,7 @@ class Bulk:
 
     def close(self) -> None:
         with self._lock:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
+            self._hang_up()
 
     @staticmethod
     def _send(connection: http.client.HTTPConnection, pieces: Iterable[Buffer]) -> OSError | None:
@@ -77,30 +75,38 @@ class Bulk:
         return None
 
     @contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+    def _connection(self) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+        """A connection, and what comes before each path there."""
         with self._lock:
             if (where := urlsplit(self._current())) != self._where:  # the hub came back with another port for bulk
-                for idle in self._idle:
-                    idle.close()
-                self._idle, self._where = [], where
-            connection = self._idle.pop() if self._idle else self._dial()
+                self._hang_up()
+                self._where = where
+            connection = self._idle.pop() if self._idle else _dial(where)
         try:
-            yield connection
+            yield connection, where.path
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # those that idle have most likely ended with it
             raise Unavailable(f"The hub cannot be reached: {error}.") from error
         except BaseException:
             connection.close()
             raise
-        if connection.sock is not None:
-            with self._lock:
+        with self._lock:
+            if connection.sock is not None and where == self._where:
                 self._idle.append(connection)
+            else:
+                connection.close()
 
-    def _dial(self) -> http.client.HTTPConnection:
-        host, port = self._where.hostname or "", self._where.port
-        if self._where.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
-        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
+    def _hang_up(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _dial(where: SplitResult) -> http.client.HTTPConnection:
+    host, port = where.hostname or "", where.port
+    if where.scheme == "https":
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
+    return http.client.HTTPConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
 
 
 def _check(status: int, content: bytes) -> None:

@@ -331,5 +331,7 @@ def _same_host(shown: str, hub: str) -> str:
         port = there.port
     except ValueError:
         return hub
-    same = there.scheme == here.scheme and there.hostname == here.hostname and port is not None
-    return f"{there.scheme}://{there.netloc}" if same and not there.username else hub
+    host = there.hostname
+    if not host or not port or "@" in there.netloc or (there.scheme, host) != (here.scheme, here.hostname):
+        return hub
+    return f"{there.scheme}://[{host}]:{port}" if ":" in host else f"{there.scheme}://{host}:{port}"
