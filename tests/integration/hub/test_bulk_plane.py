@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from world import PASSWORD, Actor, HubProcess, Node, Study, World, seal
 
 from flame.crypto.envelope import peek_head
 from flame.hub.relay.bulk import MAX_CONNECTIONS, MAX_ENVELOPE, MAX_REQUEST_HEAD
+from flame.model.errors import NotFound, Refused
+from flame.node.link import Bulk
 from flame.protocol.control import PATH, VERSION, Hello, Welcome, decode_to_node, encode
 
 WAY = "/messenger/messages"
@@ -55,6 +58,10 @@ class Plane:
     def dial(self) -> Line:
         where = urlsplit(self.url)
         return Line(socket.create_connection((where.hostname, where.port), timeout=30))
+
+    def bulk(self, node: Node) -> Bulk:
+        token = bearer(node).removeprefix("Bearer ")
+        return Bulk(lambda: self.url, lambda: token)
 
     def ask(self, data: bytes) -> tuple[int, Any]:
         with closing(self.dial()) as line:
@@ -207,6 +214,34 @@ def test_a_small_envelope_may_come_this_way_too(running: tuple[Study, bytes], pl
     assert plane.put(a, envelope)[0] == 202
     assert announced(study, c).body == envelope
     assert plane.get(c, f"{WAY}/{a.id}/{msg_id.hex()}") == (200, envelope)
+    acknowledged(plane, c)
+
+
+def test_the_nodes_own_side_sends_and_fetches_many_at_once(running: tuple[Study, bytes], plane: Plane) -> None:
+    study, run = running
+    a, b, c = study.nodes
+    sending, fetching = plane.bulk(a), plane.bulk(c)
+    sent = dict(seal(run, a, [c.id], os.urandom(3 << 20)) for _ in range(12))
+
+    def whole(msg_id: bytes) -> bytes:
+        with fetching.get(f"{WAY}/{a.id}/{msg_id.hex()}") as stream:
+            return stream.read()
+
+    with closing(sending), closing(fetching), ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda envelope: sending.put(WAY, len(envelope), [envelope]), sent.values()))
+        assert dict(zip(sent, pool.map(whole, sent), strict=True)) == sent
+        _, foreign = seal(run, a, [str(uuid4())], os.urandom(30 << 20))
+        for _ in range(3):  # refused in the hub's words while it is still being sent; the next one goes through
+            with pytest.raises(Refused, match="does not take part"):
+                sending.put(WAY, len(foreign), [foreign])
+            (first, *_) = sent.values()
+            sending.put(WAY, len(first), [first])
+        with (
+            closing(plane.bulk(b)) as other,
+            pytest.raises(NotFound),
+            other.get(f"{WAY}/{a.id}/{next(iter(sent)).hex()}"),
+        ):
+            pass
     acknowledged(plane, c)
 
 
