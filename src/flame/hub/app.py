@@ -126,8 +126,8 @@ def make_app(hub: HubState) -> Any:
     return Recorder(app, hub.settings.record, lambda: hub)
 
 
-def write_place(path: Path, url: str, pid: int) -> None:
+def write_place(path: Path, url: str, bulk: str, pid: int) -> None:
     """``hub.json``: where the hub listens; there only while it does."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps({"url": url, "pid": pid}))
+    temporary.write_text(json.dumps({"url": url, "bulk": bulk, "pid": pid}))
     temporary.replace(path)

@@ -74,7 +74,7 @@ class _Server(uvicorn.Server):
             self._hub.bulk_url = self._bulk.url
             self._bulk.start()
         shown = f"[{host}]" if ":" in host else host
-        await asyncio.to_thread(write_place, self._place, f"http://{shown}:{port}", os.getpid())
+        await asyncio.to_thread(write_place, self._place, f"http://{shown}:{port}", self._hub.bulk_url, os.getpid())
         structlog.get_logger("flame.hub").info("listening", host=host, port=port)
 
     async def shutdown(self, sockets: Any = None) -> None:

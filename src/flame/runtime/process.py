@@ -31,8 +31,8 @@ from flame.runtime.environments import SITE, HostEnvironment, check
 from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun
 from flame.runtime.sandbox import CODE, GATEWAY, Broken, Isolation, Limits, Promise, Running, RunSpec
 from flame.runtime.spawner import Order, spawn
-from flame.runtime.starting import Descriptors, await_gate, child_of, put_down
-from flame.runtime.verify import Expected, Mount, broken_promises, children
+from flame.runtime.starting import Descriptors, await_gate, await_init, child_of, first_process, put_down
+from flame.runtime.verify import Expected, Mount, broken_promises
 
 __all__ = ["FIRST_USER", "ProcessSandbox", "base_variables", "bubblewrap"]
 
@@ -220,7 +220,9 @@ class ProcessSandbox:
         with suppress(BrokenPipeError):  # it has ended: the next line says why
             os.write(unblock, b".")
         await_gate(ready, error)
-        program = next(iter(children(init)), init)
+        if Promise.SECCOMP not in self._weaken:
+            await_init(init, error)
+        program = first_process(init, error)
         expected = Expected(
             promises=self.promises,
             monitor=monitor.pid,

@@ -6,14 +6,17 @@ import json
 import os
 import select
 import subprocess
+import time
 from contextlib import ExitStack, suppress
 from typing import Final
 
 from flame.model.errors import Unavailable
+from flame.runtime.verify import children, has_ended, status_of
 
-__all__ = ["Descriptors", "await_gate", "child_of", "put_down"]
+__all__ = ["Descriptors", "await_gate", "await_init", "child_of", "first_process", "put_down"]
 
 _STARTS_WITHIN: Final = 60.0
+_LONGEST_PAUSE: Final = 0.02
 
 
 class Descriptors:
@@ -62,6 +65,37 @@ def await_gate(ready: int, error: int) -> None:
         raise _not_set_up(error)
 
 
+def await_init(init: int, error: int, *, within: float = _STARTS_WITHIN) -> None:
+    """Wait until the sandbox's init is behind its filter, at most `within` seconds. Raises Unavailable when it has ended.
+
+    bubblewrap's init forks the first process, and only then drops its capabilities, closes its descriptors, binds itself
+    to the monitor's end and loads the filter, in this order, before it does nothing but reap (do_init in bubblewrap.c).
+    On a busy machine the first process is at the gate before that. Nothing is decided here: an init that has no filter
+    when the time is over is what `verify` finds and reports.
+    """
+    until = time.monotonic() + within
+    pause = 0.0005
+    try:
+        while status_of(init)["Seccomp"] != "2" and time.monotonic() < until:
+            if has_ended(init):
+                raise _not_set_up(error, ended=True)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _not_set_up(error, ended=True) from None
+
+
+def first_process(init: int, error: int) -> int:
+    """The process at the gate: the init's child, or the init itself where there is no process namespace to look after."""
+    try:
+        found = children(init)
+        if not found and status_of(init)["NSpid"].split()[-1] == "1":
+            raise _not_set_up(error, ended=True)  # it was at the gate and has ended: the init must not be taken for it
+    except (FileNotFoundError, ProcessLookupError):
+        raise _not_set_up(error, ended=True) from None
+    return found[0] if found else init
+
+
 def _read_in_time(fd: int, size: int) -> bytes:
     """What comes within the time that a start may take; nothing at the end of the stream or when the time is over."""
     poll = select.poll()
@@ -69,11 +103,13 @@ def _read_in_time(fd: int, size: int) -> bytes:
     return os.read(fd, size) if poll.poll(_STARTS_WITHIN * 1000) else b""
 
 
-def _not_set_up(error: int) -> Unavailable:
+def _not_set_up(error: int, *, ended: bool = False) -> Unavailable:
     os.set_blocking(error, False)
     with suppress(BlockingIOError):
         said = os.read(error, 4096).decode(errors="replace").strip()
         return Unavailable(f"The sandbox could not be set up: {said or 'it ended without a word'}.")
+    if ended:
+        return Unavailable("The sandbox could not be set up: it ended without a word.")
     return Unavailable(f"The sandbox was not set up within {_STARTS_WITHIN:.0f} seconds.")
 
 

@@ -2,7 +2,11 @@
 
 Nothing here asks the program. Everything is read from /proc/<pid> of the host's own /proc while the run's first process
 waits at the gate (`gate.py`): it already has its final user, capabilities, filter, namespaces and mounts, and only
-executes the program afterwards. Executing changes none of these, because no_new_privs is set.
+executes the program afterwards. Executing changes none of these, because no_new_privs is set. The sandbox's init gets
+there on its own, earlier or later than the program gets to the gate: the start waits for both (`starting.await_init`).
+
+A process that ends gives up its memory, namespaces and control groups one after the other, and can be seen with some
+of them gone. That is no broken promise, but neither is it a kept one: it is an end.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Final
 from flame.runtime.cgroups import RunGroup
 from flame.runtime.sandbox import Broken, Promise
 
-__all__ = ["Expected", "Mount", "broken_promises", "children", "status_of"]
+__all__ = ["Expected", "Mount", "broken_promises", "children", "has_ended", "status_of"]
 
 # namespace -> the promise that rests on it
 _NAMESPACES: Final = {
@@ -31,6 +35,7 @@ _NAMESPACES: Final = {
 }
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _COVERED_PROC: Final = re.compile(r"/proc/(sys|sysrq-trigger|irq|bus)")
+_PF_EXITING: Final = 0x4  # linux/sched.h; set before anything of the process is given up
 _SETS_IN_USE: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _LIMIT_NAMES: Final = {
     "open_files": "Max open files",
@@ -68,17 +73,37 @@ class Expected:
 def broken_promises(pid: int, expected: Expected) -> list[Broken]:
     """All promises of `expected` that do not hold for process `pid` and for the sandbox's init.
 
-    Raises ProcessLookupError when the process is gone; what cannot be read is broken.
+    Raises ProcessLookupError when the run is ending or gone, so that something was not seen as it had been; what cannot
+    be read of a run that goes on is broken.
     """
     found: list[Broken] = []
     for who, about in ((pid, "program"), (expected.init, "init")):
         try:
             found += _of_process(who, about, expected)
-        except (FileNotFoundError, ProcessLookupError):
-            raise ProcessLookupError(who) from None
         except (OSError, ValueError, KeyError, IndexError) as wrong:
             found += [Broken(promise, f"cannot be seen from outside: {wrong}") for promise in sorted(expected.promises)]
-    return [broken for broken in found if broken.promise in expected.promises]
+    found = [broken for broken in found if broken.promise in expected.promises]
+    # asked after the look: who has not begun to end by now was whole all the time
+    if found and any(has_ended(who) for who in (pid, expected.init, expected.monitor)):
+        raise ProcessLookupError(pid)
+    return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or each of its threads is on its way out and can do nothing any more."""
+    try:
+        return all(map(_is_ending, Path(f"/proc/{pid}/task").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _is_ending(task: Path) -> bool:
+    try:
+        # behind the name, which the program chooses and which may hold anything
+        fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return int(fields[6]) & _PF_EXITING != 0
 
 
 def _of_process(pid: int, about: str, expected: Expected) -> Iterator[Broken]:
