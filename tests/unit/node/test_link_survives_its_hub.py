@@ -322,3 +322,63 @@ def test_the_credential_is_in_no_address() -> None:
         assert all("Bearer" not in line and "access_token" not in line for line in asked)
 
     run(story())
+
+
+def test_many_acknowledgements_go_in_frames_that_the_hub_takes() -> None:
+    told: list[list[int]] = []
+
+    async def story() -> None:
+        all_told = asyncio.Event()
+
+        async def counts(socket: web.WebSocketResponse) -> None:
+            await socket.send_bytes(welcome())
+            async for message in socket:
+                frame = control.decode_to_hub(message.data)
+                if isinstance(frame, control.Ack):
+                    told.append(frame.seqs)
+                    if sum(map(len, told)) == 2500:
+                        all_told.set()
+
+        async with hub({control.PATH: conversation(counts)}) as (_, link, _seen):
+            running = asyncio.create_task(link.run())
+            await link.online.wait()
+            for seq in range(1, 2501):
+                link.ack(seq)
+            await all_told.wait()
+            running.cancel()
+
+    run(story())
+    assert sorted(seq for seqs in told for seq in seqs) == list(range(1, 2501))
+    assert max(map(len, told)) <= 1000  # as flame.hub.relay.routes refuses more
+
+
+def test_where_large_envelopes_go_is_what_the_newest_greeting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_BACKOFF_FIRST", 0.01)
+    shown = iter(["http://127.0.0.1:9", "http://elsewhere.example:9", "http://127.0.0.1:10", ""])
+    seen_ways: list[str] = []
+
+    async def story() -> None:
+        all_seen = asyncio.Event()
+
+        async def greets_and_goes(socket: web.WebSocketResponse) -> None:
+            await socket.receive()
+            if (way := next(shown, None)) is not None:
+                await socket.send_bytes(control.encode(control.Welcome(1, "0.1", 0, b"", way)))
+                await socket.receive(timeout=1)
+            await socket.close()
+
+        async with hub({control.PATH: conversation(greets_and_goes)}) as (address, link, seen):
+
+            async def look() -> None:
+                seen_ways.append(link.bulk)
+                if len(seen_ways) == 4:
+                    all_seen.set()
+                raise Unavailable("The line breaks.")
+
+            seen.work = look
+            running = asyncio.create_task(link.run())
+            await all_seen.wait()
+            running.cancel()
+            assert seen_ways == ["http://127.0.0.1:9", address, "http://127.0.0.1:10", address]
+
+    run(story())

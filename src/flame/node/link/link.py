@@ -25,6 +25,8 @@ Connected = Callable[[], Awaitable[None]]
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 10.0
 ACK_SECONDS = 0.1
+ACKS_AT_ONCE = 1000
+"""Numbers in one frame; the hub hangs up on more."""
 MAX_ANSWER = 16 << 20
 """Bytes of one answer of the hub: a manifest and its surroundings have far fewer."""
 RETRY_SECONDS = 1.0
@@ -111,9 +113,10 @@ class Link:
 
     def _send_acks(self) -> None:
         seqs, self._acks = self._acks, []
-        task = self._loop.create_task(self._send(control.Ack(seqs)))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        for first in range(0, len(seqs), ACKS_AT_ONCE):
+            task = self._loop.create_task(self._send(control.Ack(seqs[first : first + ACKS_AT_ONCE])))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
 
     async def _converse(self) -> None:
         import aiohttp
