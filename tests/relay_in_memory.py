@@ -157,7 +157,7 @@ class Station:
         self.channel = Channel(
             RUN, self.node, identity=self.identity, keys=self.keys, storage_key=self.storage_key, parties=parties,
             journal=self.journal, link=cast("Any", self.link), bulk=cast("Any", BulkDouble(self.relay, self.node)),
-            expires=int(time.time()) + seconds, on_refused=self.refused.append,
+            expires=int(time.time()) + seconds, seconds=seconds, on_refused=self.refused.append,
             on_control=lambda *said: self.controls.append(said),
         )  # fmt: skip
         await self.channel.load()

@@ -31,6 +31,7 @@ from flame.hub.columns import check_id
 from flame.hub.identity.sessions import actor_of_bearer
 from flame.hub.problems import body_of, status_of
 from flame.hub.relay.intake import Addressed, take_envelope
+from flame.hub.relay.routes import store_large
 from flame.model.errors import FlameError, Invalid, Malformed, NotAllowed, NotFound, Unavailable
 from flame.protocol.control import INLINE_BYTES
 from flame.storage.mailbox import Delivery
@@ -208,7 +209,7 @@ class BulkPlane:
             else:
                 blob = self._spooled(connection, start)
                 letter = replace(addressed.letter, body=start[:header], blob=blob)
-            fresh = self._in_loop(self._store(Addressed(letter, addressed.recipients)))
+            fresh = self._in_loop(store_large(self._hub, Addressed(letter, addressed.recipients)))
         return {"messageId": letter.msg_id.hex(), "stored": True, "repeated": not fresh}
 
     def _spooled(self, connection: _Connection, start: bytes) -> str:
@@ -254,28 +255,6 @@ class BulkPlane:
         if actor.node is None:
             raise NotAllowed("Only nodes use the relay.")
         return actor.node
-
-    async def _store(self, addressed: Addressed) -> bool:
-        """Store the letter, or remove its object. One step of the loop's: a thread that gives up waiting changes nothing.
-
-        A cancelled one leaves the object: the letter may be durable already. What nothing names goes at the next start.
-        """
-        from flame.hub.relay.routes import store
-
-        letter, fresh = addressed.letter, False
-        try:
-            await self._hub.runs.live(letter.run)  # it may have ended while the body came
-            fresh = await store(self._hub, addressed)
-        except Exception:
-            await self._remove(letter.blob)
-            raise
-        if not fresh:
-            await self._remove(letter.blob)
-        return fresh
-
-    async def _remove(self, blob: str | None) -> None:
-        if blob is not None:
-            await self._hub.objects.remove(blob)
 
     def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Raises OSError when the loop has ended or does not answer: then this connection ends, too."""

@@ -247,12 +247,24 @@ async def _store_large(
         await hub.objects.keep(spooled, blob)
     finally:
         await spool.discard()
-    fresh = False
+    return await store_large(hub, Addressed(replace(addressed.letter, blob=blob), addressed.recipients))
+
+
+async def store_large(hub: HubState, addressed: Addressed) -> bool:
+    """Store a letter whose object is kept, or remove the object. False when the letter was there already.
+
+    A cancelled one leaves the object: the letter may be durable already. What nothing names goes at the next start.
+    """
+    letter, fresh = addressed.letter, False
     try:
-        fresh = await store(hub, Addressed(replace(addressed.letter, blob=blob), addressed.recipients))
-    finally:
-        if not fresh:
-            await hub.objects.remove(blob)
+        await hub.runs.live(letter.run)  # it may have ended while the body came
+        fresh = await store(hub, addressed)
+    except Exception:
+        if letter.blob is not None:
+            await hub.objects.remove(letter.blob)
+        raise
+    if not fresh and letter.blob is not None:
+        await hub.objects.remove(letter.blob)
     return fresh
 
 

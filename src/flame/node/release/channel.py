@@ -112,6 +112,7 @@ class Channel:
         link: Link,
         bulk: Bulk,
         expires: int,
+        seconds: float,
         on_refused: Callable[[FlameError], None],
         on_control: Callable[[str, str, bytes], None],
         public_data: bool = False,
@@ -135,7 +136,7 @@ class Channel:
         self._unsealed = hook(UNSEALED, public_data=public_data) == "1"
         self._loop = asyncio.get_running_loop()
         self._incoming: asyncio.Queue[Deliver] = asyncio.Queue()
-        self.deadline = time.monotonic() + max(1.0, expires - time.time())
+        self.deadline = time.monotonic() + min(seconds, max(1.0, expires - time.time()))
 
     async def load(self) -> None:
         """After a restart: counters and inbox as they were; what was sent is offered to the hub again."""

@@ -35,6 +35,8 @@ from flame.storage.failpoints import declare, reached
 
 JOIN_SECONDS = 120.0
 FINISH_GRACE = 15.0
+LAST_WORDS = 30.0
+"""Seconds after a program's time is up in which the run may still end in an orderly way."""
 PROOF_SECONDS = 60.0
 MAX_OUTPUT = 4 << 20
 
@@ -324,6 +326,7 @@ class ActiveRun:
             link=context.link,
             bulk=context.bulk,
             expires=self._ends_at(),
+            seconds=self._manifest.resources.runtime_seconds + LAST_WORDS,
             on_refused=lambda error: self._from_thread(lambda: self.feed(life.ProgramFailed(str(error), error.code))),
             on_control=self._on_control,
             public_data=context.policy.public_data,
