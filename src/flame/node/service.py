@@ -194,7 +194,7 @@ async def _serve(layout: Layout) -> None:
         run_keys=RunKeyStore(keys, storage_key),
         policy=policy,
         link=link,
-        bulk=Bulk(lambda: link.bulk, link.bearer_blocking),
+        bulk=Bulk(lambda: link.bulk, link.bearer_blocking, link.bulk_unreachable),
         sandbox=_sandbox(public_only=policy.public_data),
     )
     heads = Heads(context)

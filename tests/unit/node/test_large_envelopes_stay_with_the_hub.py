@@ -154,3 +154,14 @@ def test_a_connection_that_the_hub_has_ended_costs_one_attempt() -> None:
         bulk.put("/m", 0, [])
         bulk.close()
     assert answers == 2
+
+
+def test_a_port_that_nothing_answers_at_is_given_up_until_the_next_greeting() -> None:
+    """A proxy may let the hub's own address pass and nothing else."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    given_up: list[str] = []
+    bulk = Bulk(lambda: closed, lambda: "token", lambda: given_up.append(closed))
+    with pytest.raises(Unavailable):
+        bulk.put("/m", 0, [])
+    assert given_up == [closed]

@@ -24,8 +24,10 @@ _BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound,
 class Bulk:
     """PUT and GET of envelopes. ``where`` gives the address of the moment, ``token`` a valid bearer; it may block."""
 
-    def __init__(self, where: Callable[[], str], token: Callable[[], str]) -> None:
-        self._current = where
+    def __init__(
+        self, where: Callable[[], str], token: Callable[[], str], unreachable: Callable[[], None] = lambda: None
+    ) -> None:
+        self._current, self._unreachable = where, unreachable
         self._where = urlsplit("")
         self._token = token
         self._idle: list[http.client.HTTPConnection] = []
@@ -81,12 +83,15 @@ class Bulk:
             if (where := urlsplit(self._current())) != self._where:  # the hub came back with another port for bulk
                 self._hang_up()
                 self._where = where
-            connection = self._idle.pop() if self._idle else _dial(where)
+            fresh = not self._idle
+            connection = _dial(where) if fresh else self._idle.pop()
         try:
             yield connection, where.path
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             self.close()  # those that idle have most likely ended with it
+            if fresh:
+                self._unreachable()
             raise Unavailable(f"The hub cannot be reached: {error}.") from error
         except BaseException:
             connection.close()

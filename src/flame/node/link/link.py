@@ -73,6 +73,10 @@ class Link:
         self.bulk = self.hub
         """Where large envelopes go: the hub's address, or another port of the same host."""
 
+    def bulk_unreachable(self) -> None:
+        """A proxy may let the hub's address pass and not its port for bulk: until the next greeting all go the one way."""
+        self.bulk = self.hub
+
     # --- control ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
