@@ -102,6 +102,8 @@ class NodeService:
 
     async def decide_project(self, project: str, decision: str, steward: str, comment: str = "") -> dict[str, Any]:
         answer = await self._decisions.decide_project(project, _decision(decision), steward, comment)
+        if decision == "rejected":
+            self._supervisor.stop_project(project, f"{steward}, a steward of {self._context.enrolled.name}")
         await self._tell_hub()
         return answer
 

@@ -49,7 +49,7 @@ from flame.node.supervisor.verification import (
     verify_recipients,
     verify_signature,
 )
-from flame.protocol.documents import Approval, By, StartOrder
+from flame.protocol.documents import Approval, By, Proposal, StartOrder
 from flame.storage.journal import Journal
 
 NOW = parse_time("2026-11-10T10:00:00Z")
@@ -461,6 +461,13 @@ class Book:
     def decide(self, decision: str = "approved", **other: Any) -> dict[str, Any]:
         return cast("dict[str, Any]", self.do(lambda d: d.decide(node_world.ANALYSIS, decision, "grace", **other)))
 
+    def project(self, decision: str) -> None:
+        proposal = Proposal(node_world.PROJECT, "lung", "a study", node_world.ANALYSIS)
+        self.hub.answers[f"/core/projects/{node_world.PROJECT}/proposal"] = {
+            "data": {"proposal": proposal.encoded().decode()}
+        }
+        self.do(lambda d: d.decide_project(node_world.PROJECT, decision, "grace"))
+
     def situation(self, content: bytes) -> Situation:
         return cast("Situation", self.do(lambda d: d.situation(node_world.ANALYSIS, digest(content).hex())))
 
@@ -468,7 +475,9 @@ class Book:
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Book:
     monkeypatch.setattr(decisions_module, "now", lambda: NOW)
-    return Book(tmp_path, Policy())
+    found = Book(tmp_path, Policy())
+    found.project("approved")
+    return found
 
 
 CONTENT = canonical(manifest().document())
@@ -598,3 +607,21 @@ def test_an_approval_lasts_no_longer_than_it_may(book: Book) -> None:
     late = replace(book.situation(CONTENT), now=NOW + timedelta(days=1, seconds=1))
     with pytest.raises(Expired):
         verify_own_approval(digest(CONTENT), late)
+
+
+def test_without_the_project_nothing_of_it_is_approved(book: Book) -> None:
+    book.show(CONTENT, SIGNATURE)
+    book.project("rejected")
+    with pytest.raises(NotApproved, match="does not take part in the project"):
+        book.decide()
+    book.project("approved")
+    assert book.decide()["decision"] == "approved"
+    book.project("rejected")
+    with pytest.raises(NotApproved, match="rejected it"):
+        book.do(lambda d: d.require_project(node_world.PROJECT))
+
+
+def test_a_project_that_nobody_approved_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions_module, "now", lambda: NOW)
+    with pytest.raises(NotApproved, match="no steward has approved it"):
+        Book(tmp_path, Policy()).do(lambda d: d.require_project(node_world.PROJECT))

@@ -276,6 +276,7 @@ class ActiveRun:
         verification.verify_recipients(manifest, situation)
         verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
         verification.verify_own_approval(bytes.fromhex(hex_), situation)
+        await self._decisions.require_project(manifest.project)
         self._start = verification.verify_order(
             manifest,
             bytes.fromhex(hex_),

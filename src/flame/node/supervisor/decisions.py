@@ -16,8 +16,10 @@ from flame.model.errors import (
     BadSignature,
     Conflict,
     DoesNotMatchApproval,
+    Expired,
     FlameError,
     Invalid,
+    NotApproved,
     NotFound,
     Refused,
     Unavailable,
@@ -27,7 +29,7 @@ from flame.node.context import Context, log, now
 from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.node.supervisor.verification import Member, Situation, read_manifest
 from flame.protocol.documents import Approval, By, Proposal
-from flame.protocol.freeze import format_time
+from flame.protocol.freeze import format_time, parse_time
 from flame.storage.failpoints import declare, reached
 
 DEFAULT_DAYS = 90
@@ -210,6 +212,7 @@ class Decisions:
             raise Refused(
                 "This node is not a participant of the manifest.", next_step="Nothing: other hospitals were asked."
             )
+        await self.require_project(manifest.project)
         if signature is not None:
             _check_signature(manifest, content, signature, await self.members())
         elif self._context.policy.unsigned_submissions == "refuse":
@@ -270,6 +273,26 @@ class Decisions:
         return await self._record(
             "project", project, digest(content).hex(), decision, steward, comment, DEFAULT_DAYS, False
         )
+
+    async def require_project(self, project: str) -> None:
+        """This hospital takes part in the project. Raises NotApproved, also when that was withdrawn, or Expired."""
+        rows = await self._context.journal.rows(
+            "SELECT document FROM approvals WHERE subject = 'project' AND about = ? AND ended IS NULL"
+            " ORDER BY id DESC LIMIT 1",
+            project,
+        )
+        approval: Approval | None = Approval.decode(bytes(rows[0][0])) if rows else None
+        if approval is None or approval.decision != "approved":
+            raise NotApproved(
+                "This hospital does not take part in the project"
+                + (": a steward has rejected it." if approval else ": no steward has approved it."),
+                next_step=f"If it should: `flame node approve-project {project}`.",
+            )
+        if parse_time(approval.expires) < now():
+            raise Expired(
+                "This hospital's approval of the project has expired.",
+                next_step=f"A steward may renew it: `flame node approve-project {project}`.",
+            )
 
     # --- telling the hub --------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from flame.node.supervisor.active import ActiveRun, Order, report, upload_releas
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.node.supervisor.heads import HUB, Heads
+from flame.node.supervisor.verification import read_manifest
 from flame.protocol.control import Changed, Deliver
 
 MAX_EARLY_BYTES = 32 << 20
@@ -121,6 +122,12 @@ class Supervisor:
             if active.order.analysis == analysis:
                 active.feed(life.StopAsked(f"{by}, who withdrew the approval"))
 
+    def stop_project(self, project: str, by: str) -> None:
+        """A hospital that leaves a project leaves its runs."""
+        for active in self.active.values():
+            if read_manifest(active.order.manifest).project == project:
+                active.feed(life.StopAsked(by))
+
     async def runs(self) -> list[dict[str, Any]]:
         rows = await self._context.journal.read(
             lambda c: _dicts(
@@ -188,8 +195,6 @@ class Supervisor:
             await self._decisions.manifest_withdrawn(analysis)
             return
         content = str(answer["manifest"]).encode()
-        from flame.node.supervisor.verification import read_manifest
-
         manifest = read_manifest(content)
         if manifest.analysis != analysis:
             raise Refused("The hub shows the manifest of another analysis.")
