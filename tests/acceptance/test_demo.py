@@ -239,10 +239,19 @@ def test_without_bubblewrap_own_data_do_not_run(place: Path) -> None:
     assert_nothing_left(place)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_everything(place: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "stage", "keep"),
+    [
+        (signal.SIGINT, "starting hub", ()),
+        (signal.SIGTERM, "enrolling", ("--keep",)),
+        (signal.SIGINT, "researcher and", ()),
+        (signal.SIGINT, "sign", ()),
+        (signal.SIGTERM, "sign", ("--keep",)),
+    ],
+)
+def test_an_interruption_ends_everything(place: Path, number: int, stage: str, keep: tuple[str, ...]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "flame", "demo", "--out", "out"],
+        [sys.executable, "-m", "flame", "demo", "--out", "out", *keep],
         cwd=place,
         env=variables(place),
         stdout=subprocess.DEVNULL,
@@ -250,13 +259,14 @@ def test_an_interruption_ends_everything(place: Path, number: int) -> None:
         text=True,
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:  # until the federation is up and the analysis is on its way
-            if "sign" in line:
+        for line in process.stderr:
+            if stage in line:
                 break
         process.send_signal(number)
         process.stderr.read()
     assert process.returncode == 130
     assert_nothing_left(place)
+    assert not (place / "out").exists()
 
 
 def test_keep_leaves_a_federation_that_down_ends(place: Path) -> None:
@@ -271,4 +281,22 @@ def test_keep_leaves_a_federation_that_down_ends(place: Path) -> None:
     finally:
         down = flame(place, "dev", "down", "--dir", federation)
     assert down.returncode == 0, down.stderr
+    assert_nothing_left(place)
+
+
+def test_a_failure_with_keep_says_what_goes_on_and_how_to_end_it(place: Path) -> None:
+    good = write(place / "sites" / "Mainz.csv", ["y", "age"], [[i % 2, 40 + i] for i in range(30)])
+    bad = write(place / "sites" / "Ulm.csv", ["y", "age"], [[0, "young"], [1, "old"]])
+    model = ("--outcome", "y", "--covariates", "age")
+    federation = str(place / "out" / "federation")
+    try:
+        done = flame(place, "demo", "--json", "--keep", "--out", "out", "--site", good, "--site", bad, *model)
+        assert done.returncode == 7
+        said = json.loads(done.stderr)["nextStep"]
+        assert f"goes on in {federation}" in said
+        assert said.endswith(f"flame dev down --dir {federation}")
+        assert "Repeat with --keep" not in said
+    finally:
+        flame(place, "dev", "down", "--dir", federation)
+    (place / "out").rmdir()  # nothing is in it
     assert_nothing_left(place)

@@ -12,7 +12,7 @@ import typer
 
 from flame.cli.options import Json, ended_by_signals, read_columns, read_sites
 from flame.cli.output import Output, told_errors
-from flame.model.errors import Invalid
+from flame.model.errors import FlameError, Invalid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,10 @@ def demo(
                     print_result(_console(), shown)
 
             play = Demo(wish, view, present)
-            shown = play.run()
+            try:
+                shown = play.run()
+            except FlameError as error:
+                raise _and_what_stays(error, play) if keep else error from None
         _write(wish, shown)
         if json:
             Output(True).document(shown.document())
@@ -93,6 +96,19 @@ def demo(
             sys.stdout.write(f"\nSaved in {wish.out}: forest.png, forest.svg, result.json, table.txt\n")
         if keep:
             _say_how_to_go_on(play)
+
+
+def _and_what_stays(error: FlameError, play: Demo) -> FlameError:
+    """After a failure with --keep: the same error, and where the federation goes on."""
+    from flame.lab.demo import how_to_end
+
+    federation = play.federation
+    if federation is not None:
+        error.next_step = (
+            f"{error.next_step} The federation goes on in {federation.directory}, with a copy of each site's data; each "
+            f"node's logs are in its directory under nodes/. End it and remove all of it with: {how_to_end(federation)}"
+        ).strip()
+    return error
 
 
 def _warn_without_sandbox() -> None:
@@ -123,9 +139,11 @@ def _console() -> Console:
 
 def _say_how_to_go_on(play: Demo) -> None:
     """On stderr, so that --json stays one object."""
+    from flame.lab.demo import how_to_end
+
     federation = play.federation
     assert federation is not None
     lines = ["", "The federation goes on:", f"  {'hub':<16} {federation.hub_url}"]
     lines += [f"  {node.name:<16} {node.url}  ({node.role})" for node in federation.nodes]
-    lines += [f"  end it:  flame dev down --dir {federation.directory}", ""]
+    lines += [f"  end it:  {how_to_end(federation)}", ""]
     sys.stderr.write("\n".join(lines))

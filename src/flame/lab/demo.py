@@ -7,10 +7,14 @@ hospitals is ``flame.methods.programs.logistic_regression``, unchanged.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +26,7 @@ from flame.lab.elsewhere import Elsewhere
 from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.plot import INTERCEPT, Drawing, draw_elsewhere, drawn
 from flame.lab.pooled import Request, largest_deviation, pooled_fit, pooled_result
+from flame.lab.processes import end
 from flame.lab.researcher import Progress
 from flame.model.errors import Conflict, Invalid, IsolationTooLow, NotFound, RunFailed, Unavailable
 from flame.runtime import Level
@@ -122,16 +127,33 @@ class Demo:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="flame-demo-")))
             study = plan(self._wish, folder)
             refuse_unprotected(study)
+            stack.enter_context(self._nothing_left())
             reference = stack.enter_context(pooled_fit(study.reference))
-            with self._federation(study) as federation:
-                shown = self._play(federation, study, reference)
-                drawing = stack.enter_context(draw_elsewhere(_drawing(shown), self._wish.out.absolute() / "forest"))
-                self._look_around(federation, shown)
+            federation = self.federation = self._started(study)
+            shown = self._play(federation, study, reference)
+            drawing = stack.enter_context(draw_elsewhere(_drawing(shown), self._wish.out.absolute() / "forest"))
+            self._look_around(federation, shown)
+            if not self._wish.keep:
+                federation.down()
             shown.plot = drawn(drawing)
         return shown
 
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Takes the federation away, also one that is half started: always without ``keep``; with it when somebody
+        said stop or when it never came up. After another failure a kept one stays, so that its logs can be read."""
+        stay = False
+        try:
+            yield
+            stay = self._wish.keep
+        except Exception:
+            stay = self._wish.keep and self.federation is not None
+            raise
+        finally:
+            if not stay:
+                clear_away(self._wish.out / FEDERATION)
+
     def _play(self, federation: Federation, study: Study, reference: Elsewhere) -> Shown:
-        self.federation = federation
         seconds = {"federation": self._elapsed()}
         outcome = self._submit(federation, study)
         seconds.update({**outcome.seconds, "result": self._elapsed()})
@@ -145,18 +167,17 @@ class Demo:
         shown.log_verified = federation.log_verified()
         shown.isolation = lowest(federation.isolation().values())
 
-    def _federation(self, study: Study) -> AbstractContextManager[Federation]:
-        up = Federation.up(
+    def _started(self, study: Study) -> Federation:
+        return Federation.up(
             self._wish.out / FEDERATION, study.sites, public_data=study.public, record=True, progress=self._tell
         )
-        return _left_running(up) if self._wish.keep else _ended(up)
 
     def _submit(self, federation: Federation, study: Study) -> Outcome:
         outcome = federation.submit(program(study), entrypoint=ENTRYPOINT, title=study.title, progress=self._show)
         if outcome.status != "executed":
             raise RunFailed(
                 f"The analysis {outcome.status}: {outcome.reason}",
-                next_step="Repeat with --keep to find each node's log in the output directory.",
+                next_step="" if self._wish.keep else "Repeat with --keep: then each node's log stays.",
             )
         return outcome
 
@@ -364,21 +385,62 @@ def _directory(path: Path) -> Iterator[None]:
             path.rmdir()
 
 
+def how_to_end(federation: Federation) -> str:
+    """The command that ends a federation which was left running."""
+    return f"flame dev down --dir {shlex.quote(str(federation.directory))}"
+
+
+def clear_away(directory: Path) -> None:
+    """End every process of the federation in ``directory`` and remove its files: keys, databases, copies of data.
+
+    Looks at what runs and not at what was noted: an interruption comes also between a start and its note. Further
+    interruptions wait until it is done. Raises RunFailed where something stays.
+    """
+    directory = directory.absolute().resolve()
+    with _uninterrupted():
+        for _ in range(5):
+            for pid in processes_in(directory):
+                end(pid, 5.0)
+            _remove(directory)
+            if not directory.exists() and not processes_in(directory):
+                return
+            time.sleep(0.1)
+    raise RunFailed(
+        f"The federation in {directory} could not be removed; it holds private keys and copies of the data.",
+        next_step="Remove this directory yourself.",
+    )
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The hub and the nodes that run in a federation's directory, by their command lines."""
+    place = os.fsencode(directory) + b"/"
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal():
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                module = words[words.index(b"-m") + 1 :] if b"-m" in words else []
+                if module[:1] in ([b"flame.hub"], [b"flame.node"]) and any(w.startswith(place) for w in module):
+                    found.append(int(entry.name))
+    return found
+
+
+def _remove(directory: Path) -> None:
+    for folder, _, _ in os.walk(directory):
+        with suppress(OSError):
+            Path(folder).chmod(0o700)  # a folder that nobody may write to would keep what is in it
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @contextmanager
-def _ended(federation: Federation) -> Iterator[Federation]:
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
-        yield federation
+        yield
     finally:
-        federation.down()
-        shutil.rmtree(federation.directory, ignore_errors=True)
-
-
-@contextmanager
-def _left_running(federation: Federation) -> Iterator[Federation]:
-    """For --keep: it stays, also after a failure, so that its logs can be read; but not when somebody said stop."""
-    try:
-        yield federation
-    except KeyboardInterrupt:
-        federation.down()
-        shutil.rmtree(federation.directory, ignore_errors=True)
-        raise
+        for number, action in former.items():
+            signal.signal(number, action)
