@@ -62,7 +62,10 @@ class Heads:
             ) from None
 
     async def _proof(self, low: int, high: int) -> list[bytes]:
-        answer = await self._context.link.request("GET", f"/core/audit/consistency?old={low}&new={high}")
+        try:
+            answer = await self._context.link.request("GET", f"/core/audit/consistency?old={low}&new={high}")
+        except FlameError as error:  # no proof is not a wrong proof: one may come later, and until then nothing is believed
+            raise Unavailable(f"The hub gives no proof that its log continues: {error.message}") from None
         try:
             return [bytes.fromhex(step) for step in answer["data"]["proof"]]
         except (KeyError, TypeError, ValueError):
