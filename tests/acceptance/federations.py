@@ -86,9 +86,9 @@ def submitted(federation: Federation, title: str, files: Mapping[str, bytes] = F
     )
 
 
-def approved(federation: Federation, title: str) -> Submission:
+def approved(federation: Federation, title: str, files: Mapping[str, bytes] = FILES) -> Submission:
     """The same, approved by every steward, built and distributed: a start order is all that is missing."""
-    submission = submitted(federation, title)
+    submission = submitted(federation, title, files)
     federation.approve(submission)
     federation.session.build_and_distribute(submission.analysis, _silent)
     return submission

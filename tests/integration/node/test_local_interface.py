@@ -85,7 +85,7 @@ class RecordingNode:
         return "line 1\n\x1b[2Jline 2\n"
 
     async def releases(self):
-        return []
+        return [{"id": f"{RUN}-0", "run": RUN, "state": "held"}]
 
     async def release(self, id, decision, steward):
         self.asked.append(("release", id, decision, steward))
@@ -222,6 +222,14 @@ def test_an_administrator_does_not_decide_about_data(served, path, body):
     assert served.ask("GET", f"/api/runs/{RUN}/output", token=served.admin)[0] == 403
     assert served.node.asked == []
     assert served.ask("POST", path, body)[0] == 200
+
+
+def test_a_held_result_is_decided_under_the_id_that_the_list_shows(flame_node, served):
+    held = json.loads(flame_node("releases", "--json").stdout)[0]["id"]
+    assert flame_node("release", held).exit_code == 0
+    assert flame_node("release", held, "--refuse").exit_code == 0
+    assert served.node.asked == [("release", held, "released", "local"), ("release", held, "rejected", "local")]
+    assert served.ask("POST", f"/api/releases/{'a' * 81}/decision", {"decision": "released"})[0] == 404
 
 
 def test_an_administrator_stops_a_run(served):

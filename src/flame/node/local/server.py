@@ -231,7 +231,7 @@ def _steward(request: web.Request, what: str) -> str:
 
 def _id(request: web.Request) -> str:
     found = request.match_info["id"]
-    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", found):
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,80}", found):  # a release's id is its run's 64 digits, a hyphen and a number
         raise NotFound("There is nothing of that id.", next_step="See the list.")
     return found
 
