@@ -87,7 +87,7 @@ class NodeService:
             seen_digest=seen_digest,
         )
         if decision == "rejected":
-            self._supervisor.stop_all(analysis, f"{steward}, a steward of {self._context.enrolled.name}")
+            self._supervisor.stop_all(analysis, self._named(steward))
         await self._tell_hub()
         await self._supervisor.decided(analysis)
         return answer
@@ -103,7 +103,7 @@ class NodeService:
     async def decide_project(self, project: str, decision: str, steward: str, comment: str = "") -> dict[str, Any]:
         answer = await self._decisions.decide_project(project, _decision(decision), steward, comment)
         if decision == "rejected":
-            self._supervisor.stop_project(project, f"{steward}, a steward of {self._context.enrolled.name}")
+            self._supervisor.stop_project(project, self._named(steward))
         await self._tell_hub()
         return answer
 
@@ -135,7 +135,10 @@ class NodeService:
         return {"run": run, "state": "stopping"}
 
     def _named(self, steward: str) -> str:
-        return f"{steward}, a steward of {self._context.enrolled.name}"
+        role = f"steward of {self._context.enrolled.name}"
+        if steward.casefold() == role.casefold():  # an account that is named after its office
+            return f"a {role}"
+        return f"{steward}, a {role}"
 
     async def start(self, analysis: str, steward: str) -> dict[str, Any]:
         await self._supervisor.decided(analysis)
