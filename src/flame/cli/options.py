@@ -29,18 +29,29 @@ def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tupl
     sites = []
     for text in texts:
         name, equals, path = text.partition("=")
+        if equals and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]?", name):
+            raise Invalid(
+                f"The name '{name}' in --site {text[:100]!r} is too short for NAME=PATH: it needs 3 characters or more.",
+                next_step="Take a longer name, as in --site Mainz=mainz.csv.",
+            )
         if not equals or not _NAME.fullmatch(name):
             raise Invalid(
                 f"--site {text[:100]!r} is not NAME=PATH.",
                 next_step="A name has 3 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
             )
         sites.append(Site(name, _table(name, Path(path).expanduser(), endings).absolute()))
-    names = [site.name.lower() for site in sites]
-    if len(set(names)) != len(names) or "aggregator" in names or "hub" in names:
-        raise Invalid(
-            "Two --site have the same name, or one is named like another part of the federation.",
-            next_step="Give each hospital a name of its own, other than 'aggregator' and 'hub'.",
-        )
+    for number, site in enumerate(sites):
+        same = [other.name for other in sites[:number] if other.name.lower() == site.name.lower()]
+        if same:
+            raise Invalid(
+                f"Two --site have the same name: '{same[0]}' and '{site.name}' (capitals make no difference).",
+                next_step="Give each hospital a name of its own.",
+            )
+        if site.name.lower() in ("aggregator", "hub"):
+            raise Invalid(
+                f"--site {site.name} has the name of another part of the federation.",
+                next_step="Choose a name other than 'aggregator' and 'hub'.",
+            )
     return tuple(sites)
 
 

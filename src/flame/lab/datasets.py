@@ -97,10 +97,13 @@ def columns_of(path: Path) -> list[str]:
     """The header of a CSV file. Raises NotFound, Invalid."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
+            names = [name.strip() for name in next(csv.reader(file), [])]
     except OSError as error:
         raise NotFound(
             f"The file {path} cannot be read: {error.strerror}.", next_step="Give an existing CSV file."
         ) from None
     except (UnicodeDecodeError, csv.Error):
         raise Invalid(f"{path} is not a CSV file in UTF-8.", next_step="Save the table as CSV (UTF-8).") from None
+    if len(names) == 1 and ";" in names[0]:
+        raise Invalid(f"{path}: the separator is ';', a comma is needed.", next_step="Save the table with commas.")
+    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,23 @@ class Submission:
     manifest: bytes
     run: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+_NOT_LOCKED = "The analysis cannot be locked: "
+_PLACE = re.compile(r"manifest\.(\w+)\[(\d{1,4})\]\.(\w+) ")
+
+
+def not_frozen(missing: Sequence[str]) -> Invalid | Conflict:
+    """The hub's reasons for freezing nothing as one error: Invalid, in the words of the author's file where it is at
+    fault; Conflict for what others have to add first."""
+    for reason in missing:
+        if reason.startswith((_NOT_LOCKED, AUTHOR_FILE)):
+            plain = reason.removeprefix(_NOT_LOCKED).removeprefix(f"{AUTHOR_FILE}: ")
+            plain = _PLACE.sub(lambda m: f"[[{m[1]}]] number {int(m[2]) + 1}, key {m[3]} ", plain, count=1)
+            said = plain if plain.startswith(AUTHOR_FILE) else f"{AUTHOR_FILE}: {plain}"
+            return Invalid(said, next_step=f"Correct {AUTHOR_FILE} and submit again.")
+    text = " ".join(missing) or "The hub does not say what is missing."
+    return Conflict(f"The analysis is not complete. {text}", next_step="Submit it again when that is there.")
 
 
 class ResearcherSession:
@@ -297,10 +315,7 @@ class ResearcherSession:
     def _frozen(self, analysis: str) -> bytes:
         answer = self.api.get(f"/core/analyses/{analysis}/manifest")["data"]
         if not answer.get("manifest"):
-            raise Conflict(
-                f"The analysis cannot be frozen; missing: {', '.join(map(str, answer.get('missing', [])))}.",
-                next_step="Add what is missing, then lock it again.",
-            )
+            raise not_frozen([str(text) for text in answer.get("missing") or []])
         return str(answer["manifest"]).encode()
 
     def _meant(

@@ -79,6 +79,17 @@ def test_sites_need_existing_files_and_names_of_their_own(tmp_path: Path) -> Non
             read_sites([f"{name}={file}" for name in names])
 
 
+def test_the_wrong_name_of_a_site_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("x\n1\n")
+    with pytest.raises(Invalid, match=r"same name: 'Mainz' and 'MAINZ'"):
+        read_sites([f"Mainz={file}", f"Ulm={file}", f"MAINZ={file}"])
+    with pytest.raises(Invalid, match="--site Hub has the name"):
+        read_sites([f"Hub={file}"])
+    with pytest.raises(Invalid, match=r"'Ma' .* too short"):
+        read_sites([f"Ma={file}"])
+
+
 def test_a_folder_stands_for_its_one_table(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     for tables in ([], ["a.csv"], ["a.csv", "b.csv"]):

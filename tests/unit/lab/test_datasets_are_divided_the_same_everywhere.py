@@ -66,3 +66,9 @@ def test_a_header_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> N
         datasets.columns_of(path)
     with pytest.raises(NotFound):
         datasets.columns_of(tmp_path / "none.csv")
+
+
+def test_a_semicolon_as_separator_is_said(tmp_path: Path) -> None:
+    (tmp_path / "german.csv").write_text("y;age\n0;40\n")
+    with pytest.raises(Invalid, match="the separator is ';', a comma is needed"):
+        datasets.columns_of(tmp_path / "german.csv")
