@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,9 @@ def test_status_shows_every_part(place: Path, up: dict[str, Any]) -> None:
     status = json.loads(flame(place, "dev", "status", "--json").stdout)
     assert status["hub"]["running"] is True
     assert [node["running"] for node in status["nodes"]] == [True, True, True]
+    assert {n["id"]: n["directory"] for n in status["nodes"]} == {n["id"]: n["directory"] for n in up["nodes"]}
     text = flame(place, "dev", "status").stdout
-    assert all(node["name"] in text for node in up["nodes"])
+    assert all(node["name"] in text and node["directory"] in text for node in up["nodes"])
 
 
 def test_a_second_federation_in_the_same_directory_is_refused(place: Path, up: dict[str, Any]) -> None:
@@ -135,7 +137,14 @@ def test_a_program_that_fails_names_place_and_line(place: Path, up: dict[str, An
     assert found["results"] == []
     assert "ZeroDivisionError" in found["reason"] and "main.py" in found["reason"]
     assert any(node["name"] in found["reason"] for node in up["nodes"])
-    assert json.loads(errors.strip().splitlines()[-1])["code"] == "run_failed"
+    error = json.loads(errors.strip().splitlines()[-1])
+    assert error["code"] == "run_failed"
+    command = shlex.split(error["nextStep"].partition(": ")[2])
+    failed = next(node for node in up["nodes"] if node["name"] in found["reason"])
+    assert command[:3] == ["flame", "node", "log"] and command[4:] == ["--dir", failed["directory"]]
+    log = flame(place, *command[1:])
+    assert log.returncode == 0, log.stderr
+    assert "ZeroDivisionError" in log.stdout
 
 
 def test_what_is_not_declared_does_not_leave(place: Path, up: dict[str, Any]) -> None:
@@ -150,3 +159,11 @@ def test_an_unknown_entrypoint_is_named_before_anything_is_sent(place: Path, up:
     done = flame(place, "dev", "submit", folder, "--entrypoint", "other.py")
     assert done.returncode == 4
     assert "other.py" in done.stderr and "main.py" in done.stderr
+
+
+def test_a_wrong_author_file_is_invalid_input(place: Path, up: dict[str, Any]) -> None:
+    author = shown("docs/quickstart.md", "toml").replace('"sum"', '"total"')
+    done = flame(place, "dev", "submit", program(place, "wrong", "import flame\n", author), "--json")
+    assert done.returncode == 2
+    said = json.loads(done.stderr.strip().splitlines()[-1])["message"]
+    assert said.startswith("flame.toml: [[releases]] number 1, key kind is 'total'; allowed are sum, ")

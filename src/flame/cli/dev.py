@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from flame.cli.output import Output, told_errors
 from flame.model.errors import Conflict, Invalid, NotFound, RunFailed
 
 if TYPE_CHECKING:
-    from flame.lab.federation import Outcome, Site
+    from flame.lab.federation import Federation, Outcome, Site
 
 app = typer.Typer(
     name="dev", help="A federation on this machine, left running, to try programs on.", no_args_is_help=True
@@ -76,6 +77,8 @@ def status(dir: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
 
         federation = Federation.load(dir)
         found = federation.status()
+        directories = {node.id: str(node.directory) for node in federation.nodes}
+        found["nodes"] = [{**row, "directory": directories[row["id"]]} for row in found["nodes"]]
         if federation.recorded:
             found["recorded"] = federation.hub_counts()
         if json:
@@ -138,8 +141,15 @@ def submit(
         if outcome.status != "executed":
             raise RunFailed(
                 f"The analysis {outcome.status}: {outcome.reason}",
-                next_step=f"`flame node run {outcome.run[:12]} --dir DIR` at a node shows more; DIR is in `flame dev status`.",
+                next_step=f"See what the program printed there: {_log_command(federation, outcome)}",
             )
+
+
+def _log_command(federation: Federation, outcome: Outcome) -> str:
+    """For the node that failed, which stands before its reason; where none does, for the aggregator."""
+    failed = (node for node in federation.nodes if outcome.reason.startswith(f"{node.name}: "))
+    node = next(failed, federation.aggregator)
+    return f"flame node log {outcome.run} --dir {shlex.quote(str(node.directory))}"
 
 
 def read_program(path: Path) -> dict[str, bytes]:
@@ -230,5 +240,7 @@ def _print_status(found: dict[str, Any]) -> None:
             isolation = state.get("isolation")
             row["isolation"] = isolation.get("level") if isinstance(isolation, dict) else isolation
     output.rows(rows, ("name", "role", "running", "isolation", "url", "error"), "Nothing runs.")
+    # A line each and never folded: they are there to be copied into `--dir`.
+    output.document({row["name"]: row["directory"] for row in found["nodes"]}, "The nodes' directories, for --dir:")
     if "recorded" in found:
         output.document(found["recorded"], "What the hub handled:")
