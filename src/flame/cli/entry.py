@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -36,7 +37,29 @@ def main() -> None:
     except ImportError:
         sys.stderr.write(f"Error: The command line is not installed.\n  What to do: {NEEDS_EXTRA}\n")
         raise SystemExit(1) from None
-    command()(prog_name="flame")
+    if "--json" in sys.argv[1:]:
+        _run_for_a_program()
+    else:
+        command()(prog_name="flame")
+
+
+def _run_for_a_program() -> None:
+    """With ``--json`` a wrong usage is one JSON object on stderr as well, like every other error."""
+    import typer
+
+    usage_error: Any = typer.BadParameter.__base__  # typer carries a click of its own or not, as its version has it
+    try:
+        code = command().main(prog_name="flame", standalone_mode=False)
+    except usage_error as error:
+        where: Any = error
+        path = where.ctx.command_path if where.ctx else "flame"
+        said = {"code": "usage", "message": where.format_message(), "nextStep": f"See `{path} --help`."}
+        sys.stderr.write(json.dumps(said) + "\n")
+        raise SystemExit(2) from None
+    except typer.Abort:
+        sys.stderr.write(json.dumps({"code": "aborted", "message": "Aborted.", "nextStep": ""}) + "\n")
+        raise SystemExit(1) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def command() -> Any:

@@ -49,6 +49,24 @@ def test_an_unknown_verb_is_a_usage_error() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("demo", "--json", "--hospitals", "many"), "--hospitals"),
+        (("demo", "--nonsense", "--json"), "--nonsense"),
+        (("dev", "submit", "--json"), "PROGRAM_OR_DIR"),
+        (("nonsense", "--json"), "nonsense"),
+    ],
+)
+def test_a_wrong_usage_with_json_is_one_object(arguments: tuple[str, ...], named: str) -> None:
+    done = flame(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    said = json.loads(done.stderr)
+    assert set(said) == {"code", "message", "nextStep"}
+    assert said["code"] == "usage" and named in said["message"] and "--help" in said["nextStep"]
+
+
 def test_no_federation_is_said_in_words(tmp_path: Path) -> None:
     done = flame("dev", "status", cwd=tmp_path)
     assert done.returncode == 4
