@@ -198,7 +198,7 @@ def test_one_changed_byte_of_code(federation: Federation) -> None:
     stored[0].write_bytes(marked.replace(b"AAAA-BBBB", b"AAAA-BBBC"))
     order = order_for(submission)
     run = slip_in(federation, submission, order, signed(federation, order))
-    assert_refused(federation, submission, run, "does_not_match_approval", "not the one that was approved here")
+    assert_refused(federation, submission, run, "does_not_match_approval", "not the one that the manifest names")
 
 
 # --- the start order -----------------------------------------------------------------------------------------------------

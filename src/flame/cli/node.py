@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from flame.cli.output import Output, told_errors
+from flame.cli.output import Output, plain, plain_lines, told_errors
 
 if TYPE_CHECKING:
     from flame.node.data.sources import Source
@@ -105,11 +105,24 @@ def analyses(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: J
 
 
 @app.command()
-def show(analysis: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+def show(
+    analysis: str,
+    code: Annotated[
+        bool, typer.Option("--code", help="Print the program too, file by file, checked against the manifest.")
+    ] = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
     """What an analysis would run, read and release here."""
     with told_errors(json):
         node = _node(dir, token_file)
-        Output(json).document(node.get("analyses", _id(node, "analyses", analysis)))
+        id = _id(node, "analyses", analysis)
+        shown = node.get("analyses", id)
+        files = node.get("analyses", id, "code") if code else []
+        Output(json).document({**shown, "code": files} if code and json else shown)
+        if not json:
+            _print_code(files)
 
 
 @app.command()
@@ -131,7 +144,9 @@ def approve(
         id = _id(node, "analyses", analysis)
         shown = node.get("analyses", id)
         if not yes:
+            files = node.get("analyses", id, "code")
             Output().document(shown)
+            _print_code(files)
             _ask("Approve exactly this?")
         body: dict[str, Any] = {
             "decision": "approved",
@@ -439,6 +454,18 @@ def _one(rows: list[dict[str, Any]], wanted: str, kind: str) -> dict[str, Any]:
     if len(found) > 1:
         raise Invalid(f"Several of the {kind} here are '{wanted}'.", next_step="Use the whole id.")
     return found[0]
+
+
+def _print_code(files: list[dict[str, Any]]) -> None:
+    """Every line has its number, so that no line of a program can pass for the heading of another file."""
+    for file in files:
+        lines = [f"\n{plain(file['path'])}  {file['size']} bytes, SHA-256 {plain(file['sha256'])}"]
+        if file["text"] is None:
+            lines.append("     | (not UTF-8 text; it is not shown)")
+        else:
+            text = file["text"].removesuffix("\n").split("\n")
+            lines += [f"{number:4} | {plain_lines(line)}" for number, line in enumerate(text, 1)]
+        Output().text("\n".join(lines))
 
 
 def _ask(question: str) -> None:

@@ -67,6 +67,9 @@ class NodeService:
     async def analysis(self, id_: str) -> dict[str, Any]:
         return await self._decisions.analysis(id_)
 
+    async def code(self, id_: str) -> list[dict[str, Any]]:
+        return await self._decisions.code(id_)
+
     async def decide(
         self,
         analysis: str,

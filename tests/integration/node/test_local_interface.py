@@ -50,6 +50,10 @@ class RecordingNode:
             "code": [],
         }
 
+    async def code(self, id):
+        self.asked.append(("code", id))
+        return [{"path": "main.py", "size": 9, "sha256": "ab" * 32, "text": "print(1)\n"}]
+
     async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned, seen_digest):
         self.asked.append(("decide", analysis, decision, steward, comment, days, confirm_unsigned, seen_digest))
         return {"id": analysis, "decision": decision}
@@ -322,13 +326,21 @@ def test_approving_needs_a_yes_and_takes_the_beginning_of_an_id(flame_node, serv
     asked = flame_node("approve", ANALYSIS[:8])
     assert asked.exit_code == 2
     assert "--yes" in asked.stderr
-    assert served.node.asked == []
+    assert "   1 | print(1)\n" in asked.stdout, "the program stands above the question"
+    assert served.node.asked == [("code", ANALYSIS)]
+    served.node.asked.clear()
     assert flame_node("approve", ANALYSIS[:8], "--yes", "-m", "fine", "--days", "5").exit_code == 0
     assert flame_node("reject", "Survival \x1b[31mred").exit_code == 0
     assert served.node.asked == [
         ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN),
         ("decide", ANALYSIS, "rejected", "local", "", None, False, ""),
     ]
+
+
+def test_the_code_is_shown_where_it_is_asked_for(flame_node):
+    assert "main.py  9 bytes" in flame_node("show", ANALYSIS, "--code").stdout
+    assert "print(1)" not in flame_node("show", ANALYSIS).stdout
+    assert json.loads(flame_node("show", ANALYSIS, "--code", "--json").stdout)["code"][0]["text"] == "print(1)\n"
 
 
 def test_commands_reach_every_question_of_the_node(flame_node, served):

@@ -19,6 +19,13 @@ class NodeService(Protocol):
 
     async def analysis(self, id: str) -> Document: ...
 
+    async def code(self, id: str) -> list[Document]:
+        """path, size, sha256 and text (None where it is not UTF-8) of each file, as the hub has them at this moment.
+
+        Raises DoesNotMatchApproval for a file that is not the manifest's.
+        """
+        ...
+
     async def decide(
         self,
         analysis: str,

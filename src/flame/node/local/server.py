@@ -39,6 +39,7 @@ def app(service: NodeService, accounts: Accounts) -> web.Application:
             web.get(f"{PREFIX}/status", calls.status),
             web.get(f"{PREFIX}/analyses", calls.analyses),
             web.get(f"{PREFIX}/analyses/{{id}}", calls.analysis),
+            web.get(f"{PREFIX}/analyses/{{id}}/code", calls.code),
             web.post(f"{PREFIX}/analyses/{{id}}/decision", calls.decide),
             web.post(f"{PREFIX}/analyses/{{id}}/start", calls.start),
             web.get(f"{PREFIX}/projects", calls.projects),
@@ -82,6 +83,9 @@ class _Calls:
 
     async def analysis(self, request: web.Request) -> web.Response:
         return _json(await self._service.analysis(_id(request)))
+
+    async def code(self, request: web.Request) -> web.Response:
+        return _json(await self._service.code(_id(request)))
 
     async def decide(self, request: web.Request) -> web.Response:
         steward = _steward(request, "decides about an analysis")

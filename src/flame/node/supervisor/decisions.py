@@ -27,6 +27,7 @@ from flame.model.errors import (
 from flame.model.manifest import Manifest
 from flame.node.context import Context, log, now
 from flame.node.supervisor.events import RETRY_SECONDS, Events
+from flame.node.supervisor.program import show_program
 from flame.node.supervisor.verification import Member, Situation, read_manifest
 from flame.protocol.documents import Approval, By, Proposal
 from flame.protocol.freeze import format_time, parse_time
@@ -177,6 +178,11 @@ class Decisions:
                 ]
             ),
         }
+
+    async def code(self, id_: str) -> list[dict[str, Any]]:
+        """The program's files as the hub has them now, each checked against the stored manifest."""
+        content, _, _ = await self._stored(id_)
+        return await show_program(self._context.link, read_manifest(content))
 
     async def decide(
         self,

@@ -16,18 +16,16 @@ from flame.model.errors import (
     DoesNotMatchApproval,
     FlameError,
     IsolationTooLow,
-    Malformed,
-    NotFound,
     Refused,
     RunFailed,
     Unavailable,
 )
-from flame.model.manifest import MAX_FILES, CodeFile, Manifest
 from flame.node.context import Context, log
+from flame.node.supervisor.program import fetch_program
 from flame.node.supervisor.side import Snapshot
 
 if TYPE_CHECKING:
-    from flame.model.manifest import DataRequest
+    from flame.model.manifest import DataRequest, Manifest
     from flame.node.data.sources import Source
     from flame.runtime.environments import HostEnvironment
 
@@ -139,50 +137,8 @@ async def _environment(context: Context, manifest: Manifest) -> HostEnvironment:
 
 
 async def _code(context: Context, manifest: Manifest, folder: RunFolder) -> None:
-    stored = await _stored_files(context, manifest)
-    for file in manifest.code:
-        if file.path not in stored:
-            raise NotFound(
-                f"The hub has no file '{file.path}' of the approved code.",
-                next_step="The researcher submits the analysis again.",
-            )
-        content = await context.link.download(f"/storage/bucket-files/{stored[file.path]}/stream", file.size)
-        _check_file(file, content)
+    async for file, content in fetch_program(context.link, manifest):
         await asyncio.to_thread(_write, folder.code / file.path, content)
-
-
-async def _stored_files(context: Context, manifest: Manifest) -> dict[str, str]:
-    """Path -> id of the hub's files; which of them are the approved ones is checked when they have come."""
-    stored: dict[str, str] = {}
-    asked = 0
-    while asked <= 2 * MAX_FILES:  # code and results; a hub that never ends its list does not keep the node busy
-        answer = await context.link.request(
-            "GET",
-            f"/core/analysis-bucket-files?filter[analysisId]={manifest.analysis}&include=analysisBucket&page[limit]=50&page[offset]={asked}",
-        )
-        try:
-            rows, total = list(answer["data"]), int(answer["meta"]["total"])
-            stored.update(
-                (str(row["path"]), str(row["bucketFileId"]))
-                for row in rows
-                if (row.get("analysisBucket") or {}).get("type", "CODE") == "CODE"
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise Malformed(
-                "The hub's list of the analysis' files cannot be read.", next_step="Tell the hub's operator."
-            ) from None
-        asked += len(rows)
-        if not rows or asked >= total:
-            break
-    return stored
-
-
-def _check_file(file: CodeFile, content: bytes) -> None:
-    if len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256:
-        raise DoesNotMatchApproval(
-            f"The file '{file.path}' that the hub gives is not the one that was approved here.",
-            next_step="Nothing has run. Tell the hub's operator; the researcher submits the analysis again.",
-        )
 
 
 def _write(path: Path, content: bytes) -> None:
