@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from acceptance.federations import AUTHOR, FILES, approved, eventually, make_sites
+from acceptance.federations import AUTHOR, FILES, approved, eventually, make_sites, submitted
 from flame.cli.node import app as commands
 from flame.crypto.keys import PublicKey
 from flame.lab.federation import Federation
@@ -39,7 +39,9 @@ def test_the_steward_that_the_lab_plays_releases_what_is_held(federation: Federa
 def test_a_released_result_is_opened_by_the_researcher(federation: Federation) -> None:
     submission, held = ended_with_a_held_result(federation, "Held, then released")
     assert opened(federation, submission) == [], "nothing leaves before a steward says so"
+    assert waiting(federation) == (0, 1)
     assert of_the_node(federation, "release", held).exit_code == 0
+    assert waiting(federation) == (0, 0)
     assert len(eventually(lambda: opened(federation, submission), "the released result")) == 1
     again = of_the_node(federation, "release", held)
     assert again.exit_code == 3
@@ -52,6 +54,21 @@ def test_a_refused_result_never_leaves(federation: Federation) -> None:
     assert release_rows(federation, submission)[0]["state"] == "rejected"
     assert of_the_node(federation, "release", held).exit_code == 3, "a refusal is for good"
     assert opened(federation, submission) == []
+
+
+def test_the_status_counts_the_analyses_that_wait(federation: Federation) -> None:
+    submission = submitted(federation, "Waits for a decision")
+    steward = federation.steward(federation.aggregator.name)
+    eventually(lambda: steward.show(submission.analysis), "the analysis at the node")
+    assert waiting(federation) == (1, 0)
+    assert of_the_node(federation, "reject", submission.analysis).exit_code == 0
+    assert waiting(federation) == (0, 0)
+
+
+def waiting(federation: Federation) -> tuple[int, int]:
+    """Analyses and results."""
+    status = json.loads(of_the_node(federation, "status", "--json").stdout)
+    return status["analysesWaiting"], status["resultsWaiting"]
 
 
 def ended_with_a_held_result(federation: Federation, title: str) -> tuple[Submission, str]:

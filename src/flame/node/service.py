@@ -58,6 +58,8 @@ class NodeService:
             if isolation
             else None,
             "runs": len(self._supervisor.active),
+            "analysesWaiting": sum(row["decision"] == "pending" for row in await self._decisions.analyses()),
+            "resultsWaiting": sum(row["state"] == "held" for row in await self._supervisor.releases()),
             "logEventsWaiting": await self._events.waiting(),
         }
 
