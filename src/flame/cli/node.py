@@ -245,7 +245,10 @@ def confirm(
     with told_errors(json):
         digits = "".join(fingerprint.split()).replace(":", "").lower()
         found = _node(dir, token_file).post("members", body={"fingerprint": digits, "kind": kind, "name": name})
-        Output(json).done("Confirmed.", found)
+        Output(json).document(
+            {name: found[name] for name in ("kind", "name", "fingerprint", "words")},
+            "Confirmed. The node believed what was typed. If the key's owner has not read this out to you, ask them now:",
+        )
 
 
 # --- runs and releases ----------------------------------------------------------------------------------------------

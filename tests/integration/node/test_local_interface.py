@@ -73,7 +73,7 @@ class RecordingNode:
 
     async def confirm(self, fingerprint, kind, name, steward):
         self.asked.append(("confirm", fingerprint, kind, name, steward))
-        return {"fingerprint": fingerprint}
+        return {"fingerprint": fingerprint, "kind": kind, "name": name, "words": "amber-birch"}
 
     async def runs(self):
         return [{"id": RUN, "state": "running"}]
@@ -335,6 +335,14 @@ def test_approving_needs_a_yes_and_takes_the_beginning_of_an_id(flame_node, serv
         ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN),
         ("decide", ANALYSIS, "rejected", "local", "", None, False, ""),
     ]
+
+
+def test_a_confirmation_shows_what_was_believed(flame_node):
+    said = flame_node("confirm", "abcd" * 16, "--kind", "researcher", "--name", "Ada").stdout
+    assert "believed what was typed" in said
+    for shown in ("abcd" * 16, "amber-birch", "researcher", "Ada"):
+        assert shown in said
+    assert json.loads(flame_node("confirm", "abcd" * 16, "--json").stdout)["words"] == "amber-birch"
 
 
 def test_the_code_is_shown_where_it_is_asked_for(flame_node):
