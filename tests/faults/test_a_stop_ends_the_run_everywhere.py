@@ -22,7 +22,7 @@ with flame.connect() as federation:
 
 def by_a_steward(federation: Federation, analysis: str, run: str) -> str:
     federation.steward("Bonn").api.post(f"/api/runs/{run}/stop", {"reason": "the donor has withdrawn"})
-    return "a steward of Bonn: the donor has withdrawn"
+    return "Stopped by a steward of Bonn: the donor has withdrawn"
 
 
 def by_the_researcher(federation: Federation, analysis: str, run: str) -> str:
@@ -32,7 +32,7 @@ def by_the_researcher(federation: Federation, analysis: str, run: str) -> str:
 
 def by_a_withdrawn_approval(federation: Federation, analysis: str, run: str) -> str:
     federation.steward("Bonn").decide(analysis, "rejected")
-    return "a steward of Bonn"
+    return "Stopped by a steward of Bonn, who withdrew the approval"
 
 
 @pytest.mark.parametrize("stop", [by_a_steward, by_the_researcher, by_a_withdrawn_approval])
