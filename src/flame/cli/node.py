@@ -119,7 +119,7 @@ def show(
         node = _node(dir, token_file)
         id = _id(node, "analyses", analysis)
         shown = node.get("analyses", id)
-        files = node.get("analyses", id, "code") if code else []
+        files = _code_of(node, shown) if code else []
         Output(json).document({**shown, "code": files} if code and json else shown)
         if not json:
             _print_code(files)
@@ -144,7 +144,7 @@ def approve(
         id = _id(node, "analyses", analysis)
         shown = node.get("analyses", id)
         if not yes:
-            files = node.get("analyses", id, "code")
+            files = _code_of(node, shown)
             Output().document(shown)
             _print_code(files)
             _ask("Approve exactly this?")
@@ -457,6 +457,21 @@ def _one(rows: list[dict[str, Any]], wanted: str, kind: str) -> dict[str, Any]:
     if len(found) > 1:
         raise Invalid(f"Several of the {kind} here are '{wanted}'.", next_step="Use the whole id.")
     return found[0]
+
+
+def _code_of(node: LocalClient, shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files of exactly the manifest that is shown: the hub may exchange it between the two questions, and back."""
+    from flame.model.errors import DoesNotMatchApproval
+
+    files: list[dict[str, Any]] = node.get("analyses", shown["id"], "code")
+    fixed = ("path", "size", "sha256")
+    named = [[file[key] for key in fixed] for file in shown["manifest"]["code"]]
+    if [[file[key] for key in fixed] for file in files] != named:
+        raise DoesNotMatchApproval(
+            "The manifest was changed while it was shown: its program is another one by now.",
+            next_step="Repeat the command, and read it again.",
+        )
+    return files
 
 
 def _print_code(files: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ RUN = "ab" * 32
 
 
 SEEN = "5e" * 32
+FILE = {"path": "main.py", "size": 9, "sha256": "ab" * 32, "text": "print(1)\n"}
 
 
 class RecordingNode:
@@ -30,6 +31,7 @@ class RecordingNode:
     def __init__(self):
         self.asked = []
         self.broken = None
+        self.file = FILE
 
     async def status(self):
         if self.broken:
@@ -47,12 +49,12 @@ class RecordingNode:
             "title": "Survival",
             "digest": SEEN,
             "releases": [{"name": "beta", "kind": "sum"}],
-            "code": [],
+            "manifest": {"code": [{name: FILE[name] for name in ("path", "size", "sha256")}]},
         }
 
     async def code(self, id):
         self.asked.append(("code", id))
-        return [{"path": "main.py", "size": 9, "sha256": "ab" * 32, "text": "print(1)\n"}]
+        return [self.file]
 
     async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned, seen_digest):
         self.asked.append(("decide", analysis, decision, steward, comment, days, confirm_unsigned, seen_digest))
@@ -335,6 +337,16 @@ def test_approving_needs_a_yes_and_takes_the_beginning_of_an_id(flame_node, serv
         ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN),
         ("decide", ANALYSIS, "rejected", "local", "", None, False, ""),
     ]
+
+
+def test_a_program_of_another_manifest_than_the_shown_one_is_an_error(flame_node, served):
+    served.node.file = {**FILE, "sha256": "cd" * 32}
+    for arguments in (("show", ANALYSIS, "--code"), ("approve", ANALYSIS)):
+        refused = flame_node(*arguments)
+        assert refused.exit_code == 3
+        assert "changed while it was shown" in refused.stderr
+        assert "print(1)" not in refused.stdout
+    assert ("decide",) not in [asked[:1] for asked in served.node.asked]
 
 
 def test_a_confirmation_shows_what_was_believed(flame_node):
