@@ -64,7 +64,9 @@ class Heads:
     async def _proof(self, low: int, high: int) -> list[bytes]:
         try:
             answer = await self._context.link.request("GET", f"/core/audit/consistency?old={low}&new={high}")
-        except FlameError as error:  # no proof is not a wrong proof: one may come later, and until then nothing is believed
+        except (
+            FlameError
+        ) as error:  # no proof is not a wrong proof: one may come later, and until then nothing is believed
             raise Unavailable(f"The hub gives no proof that its log continues: {error.message}") from None
         try:
             return [bytes.fromhex(step) for step in answer["data"]["proof"]]
