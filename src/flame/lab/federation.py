@@ -26,6 +26,7 @@ from flame.model.manifest import Environment, Manifest
 
 STATE = "federation.json"
 AGGREGATOR = "aggregator"
+_FOLDERS = ("hub", "nodes", "researcher", "record")
 IMAGE = "python/base"
 
 Tell = Callable[[str, str], None]
@@ -107,12 +108,18 @@ class Federation:
                 f"A federation is in {directory} already.",
                 next_step="End it with `flame dev down`, or name another --dir.",
             )
+        if there := [name for name in _FOLDERS if (directory / name).exists()]:
+            raise Conflict(
+                f"{directory} holds a folder '{there[0]}' already, which this federation would use.",
+                next_step="Name another --dir, or remove it.",
+            )
         directory.mkdir(parents=True, exist_ok=True)
         starting = _Starting(directory, variables or {})
         try:
             federation = starting.bring_up(list(sites), public_data=public_data, record=record, progress=progress)
         except BaseException:
             starting.end_all()
+            _remove_folders(directory)  # keys, databases and copies of data among them
             raise
         starting.let_go()
         return federation
@@ -161,8 +168,7 @@ class Federation:
                 end(pid)
         (self.directory / STATE).unlink(missing_ok=True)
         if not keep_files:
-            for name in ("hub", "nodes", "researcher", "record"):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
+            _remove_folders(self.directory)
 
     def restart(self, name: str, variables: Mapping[str, str] | None = None) -> None:
         """Start one process again ("hub" or a node's name), in its directory; one that still runs is ended first.
@@ -369,6 +375,11 @@ class Federation:
         with ThreadPoolExecutor(max_workers=min(8, len(self.nodes))) as pool:
             for done in [pool.submit(act, node) for node in self.nodes]:
                 done.result()
+
+
+def _remove_folders(directory: Path) -> None:
+    for name in _FOLDERS:
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 class _Clock:
