@@ -183,7 +183,8 @@ def test_a_failed_run_on_the_command_line(federation: Federation, tmp_path: Path
     shown = json.loads(told.stdout)
     assert shown["status"] == "failed"
     assert "Bonn" in shown["reason"]
-    assert "flame node run" in told.stderr
+    assert "flame node log" in told.stderr
+    assert str(federation.node("Bonn").directory) in told.stderr
     assert "4711" not in told.stdout + told.stderr
 
 
