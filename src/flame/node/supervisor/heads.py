@@ -42,8 +42,9 @@ class Heads:
 
     async def _compare(self, size: int, root: bytes, own_size: int, own_root: bytes, shown_by: str) -> None:
         try:
-            if size == own_size or (size < own_size and shown_by == HUB):
-                raise Refused(f"it has {size} entries where this node has seen {own_size}")
+            if size == own_size:
+                raise Refused(f"it has the root {root.hex()[:16]}… at the same number of entries")
+            # an earlier head is no fault: a receipt may be overtaken by what a peer has seen since; a proof joins them
             (low, low_root), (high, high_root) = sorted([(size, root), (own_size, own_root)])
             proof = await self._proof(low, high)
             verify_consistency(low, low_root, high, high_root, proof)
