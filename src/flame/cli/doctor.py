@@ -58,7 +58,7 @@ def _system() -> Finding:
 
 def _extras() -> Finding:
     """One library that each extra brings, looked for without importing it."""
-    marks = {"hub": "fastapi", "node": "aiohttp", "lab": "statsmodels"}
+    marks = {"hub": "starlette", "node": "aiohttp", "lab": "statsmodels"}
     absent = [extra for extra, module in marks.items() if importlib.util.find_spec(module) is None]
     if absent:
         return Finding(
