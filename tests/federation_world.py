@@ -262,12 +262,14 @@ LIVING = ("queued", "preparing", "prepared", "running")
 
 
 def sandboxes(federation: Federation) -> list[str]:
-    """What runs below the nodes in sandboxes."""
+    """What runs below the nodes in sandboxes: node, process, its state and what it executes, for a failure to be read."""
     import psutil
 
     found = []
     for node in federation.nodes:
         for process in psutil.Process(node.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                found.append(process.name())
-    return [name for name in found if "bwrap" in name or "python" in name]
+                name = process.name()
+                if "bwrap" in name or "python" in name:
+                    found.append(f"{node.name}: {name} {process.pid} {process.status()} {process.cmdline()[:4]}")
+    return found

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,9 @@ def assert_gone_everywhere(federation: Federation, run: str) -> None:
             f"{node.name} ended the run",
         )
         assert ended["state"] == "ended" or ended["reason"], node.name
+    with suppress(AssertionError):
         eventually(lambda: sandboxes(federation) == [], "the sandboxes are gone")
+    assert sandboxes(federation) == []
 
 
 @pytest.mark.slow
