@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from flame.crypto.keys import PublicKey
 from flame.lab.federation import Federation, Outcome, Site
-from flame.lab.researcher import Submission
 from flame.model.errors import NotFound, Unavailable
+from flame.researcher.session import Submission
 
 T = TypeVar("T")
 

@@ -26,9 +26,9 @@ from flame.model.errors import FlameError, Unavailable
 from flame.node.release.channel import Channel, Item
 from flame.node.release.keys import RunKeys
 from flame.node.release.party import Parties, Party
-from flame.node.release.payload import Label, prefix
 from flame.node.schema import NODE
 from flame.protocol.control import INLINE_BYTES, Deliver
+from flame.protocol.payload import Label, prefix
 from flame.storage.journal import Journal
 
 RUN = "ab" * 32

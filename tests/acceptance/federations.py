@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flame.lab.federation import Federation, Site
-from flame.lab.http import Api
-from flame.lab.researcher import Progress, Submission
 from flame.model.errors import FlameError
+from flame.researcher.api import Api
+from flame.researcher.session import Progress, Submission
 
 T = TypeVar("T")
 PATIENCE = 60.0

@@ -14,7 +14,7 @@ from acceptance.federations import AUTHOR, FILES, approved, eventually, make_sit
 from flame.cli.node import app as commands
 from flame.crypto.keys import PublicKey
 from flame.lab.federation import Federation
-from flame.lab.researcher import Progress, ResultFile, Submission
+from flame.researcher.session import Progress, ResultFile, Submission
 from unit.runtime.worlds import need_bubblewrap
 
 HELD = {**FILES, "flame.toml": AUTHOR.replace(b'release = "auto"', b'release = "hold"')}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from acceptance.federations import FILES, change_hub, eventually, make_sites, submitted
 from flame.lab.federation import Federation
-from flame.lab.researcher import Submission
+from flame.researcher.session import Submission
 from unit.runtime.worlds import need_bubblewrap
 
 CLEARING = b'# \x1b[2J nothing to see\nprint("two")\n'

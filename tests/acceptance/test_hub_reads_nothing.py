@@ -24,8 +24,8 @@ from flame.crypto.atrest import StorageKey
 from flame.crypto.keys import IdentityKey
 from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.record import find
-from flame.lab.researcher import Keys, Progress
 from flame.model.errors import FlameError
+from flame.researcher.session import Keys, Progress
 
 HOSPITALS = 2
 LITERAL = "a line of the approved code, and a value {secret}"

@@ -16,9 +16,9 @@ import pytest
 from acceptance.federations import log_of, make_sites, submitted
 from flame.crypto.keys import PublicKey
 from flame.lab.federation import Federation
-from flame.lab.http import Api
 from flame.lab.processes import Child, end, wait_for_file
 from flame.protocol.audit import KnownHead, Report, verify_export
+from flame.researcher.api import Api
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 @pytest.fixture(scope="module")
 def executing(federation: Federation) -> Iterator[list[int]]:
     """A run of a program that tries to listen itself, everywhere under way; all process ids of nodes and sandboxes."""
-    from flame.lab.researcher import Progress
+    from flame.researcher.session import Progress
 
     def silent(step: Progress) -> None:
         del step

@@ -32,13 +32,13 @@ from flame.crypto.canonical import canonical, digest, parse_canonical
 from flame.crypto.keys import IdentityKey
 from flame.crypto.signatures import sign_approval, sign_manifest, sign_start_order
 from flame.lab.federation import Federation
-from flame.lab.http import Api
-from flame.lab.researcher import Submission
 from flame.model.errors import FlameError
 from flame.model.manifest import Manifest
 from flame.node.link.credentials import token_request
 from flame.protocol.documents import Approval, StartOrder
 from flame.protocol.freeze import format_time
+from flame.researcher.api import Api
+from flame.researcher.session import Submission
 from unit.runtime.worlds import need_bubblewrap
 
 FOREIGN = IdentityKey.generate()

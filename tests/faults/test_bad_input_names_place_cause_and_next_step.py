@@ -25,9 +25,9 @@ from federation_world import (
     sandboxes,
 )
 from flame.lab.federation import Federation, Outcome
-from flame.lab.http import Api
 from flame.lab.stewards import Steward
 from flame.model.errors import Exhausted, FlameError, Invalid, NotAuthenticated
+from flame.researcher.api import Api
 
 JOIN_SECONDS = 20
 NODES = (*HOSPITALS, "aggregator")

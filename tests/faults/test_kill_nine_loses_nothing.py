@@ -181,8 +181,8 @@ def assert_nothing_is_lost(federation: Federation, run: str) -> None:
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_enrolment_that_is_cut_off_can_be_made_again(tmp_path: Path, side: str) -> None:
-    from flame.lab.http import Api
     from flame.lab.processes import Child, end, wait_for_file
+    from flame.researcher.api import Api
 
     hub_dir, marker, children = tmp_path / "hub", tmp_path / "died", []
 

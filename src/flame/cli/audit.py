@@ -63,7 +63,7 @@ def export(
     with told_errors(json):
         import json as text
 
-        from flame.lab.http import Api
+        from flame.researcher.api import Api
 
         found: dict[str, Any] = Api.login(url, user, typer.prompt("Password", hide_input=True, err=True)).get(
             "/core/audit/export"

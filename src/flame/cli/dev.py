@@ -54,7 +54,7 @@ def up(
     with told_errors(json), ended_by_signals(), ExitStack() as stack:
         from flame.cli.progress import progress
         from flame.lab.federation import Federation
-        from flame.lab.researcher import Progress
+        from flame.researcher.session import Progress
 
         sites, known_public = _sites(hospitals, read_sites(site or (), (".csv", ".parquet")), stack)
         view = stack.enter_context(progress(json))

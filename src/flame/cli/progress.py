@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 from flame.cli.output import plain
 
 if TYPE_CHECKING:
-    from flame.lab.researcher import Progress
+    from flame.researcher.session import Progress
 
 _BAR: Final = 24
 _HEADLINES: Final = {"build": "building on the pinned environment, distributing", "run": "computing at the hospitals"}

@@ -27,8 +27,8 @@ from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.plot import INTERCEPT, Drawing, draw_elsewhere, drawn
 from flame.lab.pooled import Request, largest_deviation, pooled_fit, pooled_result
 from flame.lab.processes import end
-from flame.lab.researcher import Progress
 from flame.model.errors import Conflict, Invalid, IsolationTooLow, NotFound, RunFailed, Unavailable
+from flame.researcher.session import Progress
 from flame.runtime import Level
 
 ENTRYPOINT: Final = "main.py"

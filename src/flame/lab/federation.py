@@ -17,12 +17,12 @@ from typing import Any
 
 from flame.crypto.canonical import digest
 from flame.crypto.keys import PublicKey
-from flame.lab.http import Api
 from flame.lab.processes import Child, alive, belongs, end, wait_for_file
-from flame.lab.researcher import Keys, KnownNode, Progress, ResearcherSession, ResultFile, Submission
 from flame.lab.stewards import Steward
 from flame.model.errors import Conflict, FlameError, Invalid, NotFound, RunFailed, Unavailable
 from flame.model.manifest import Environment, Manifest
+from flame.researcher.api import Api
+from flame.researcher.session import Keys, KnownNode, Progress, ResearcherSession, ResultFile, Submission
 
 STATE = "federation.json"
 AGGREGATOR = "aggregator"

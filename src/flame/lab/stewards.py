@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flame.lab.http import Api
 from flame.model.errors import NotFound
+from flame.researcher.api import Api
 
 
 class Steward:

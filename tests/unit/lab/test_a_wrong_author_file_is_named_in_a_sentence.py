@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flame.lab.researcher import not_frozen
 from flame.model.errors import Conflict, Invalid
+from flame.researcher.session import not_frozen
 
 
 @pytest.mark.parametrize(

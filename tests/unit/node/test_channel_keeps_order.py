@@ -14,8 +14,8 @@ import pytest
 import relay_in_memory as world
 from flame.model.errors import Refused, RunFailed
 from flame.node.release import channel as channel_module
-from flame.node.release.payload import Label
 from flame.protocol.control import INLINE_BYTES
+from flame.protocol.payload import Label
 from relay_in_memory import AGGREGATOR, ALPHA, BETA, GAMMA, federation, settled, until
 
 

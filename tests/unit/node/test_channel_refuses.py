@@ -18,8 +18,8 @@ from flame.crypto.announce import Announcement, sign_announcement
 from flame.crypto.keys import HybridKey, IdentityKey
 from flame.model.errors import BadSignature, Expired, FlameError, Malformed, Refused
 from flame.node.release import channel as channel_module
-from flame.node.release.payload import MAX_LABEL, Label, prefix, split
 from flame.protocol.control import INLINE_BYTES
+from flame.protocol.payload import MAX_LABEL, Label, prefix, split
 from relay_in_memory import AGGREGATOR, ALPHA, BETA, GAMMA, RUN, Relay, Station, federation, settled, until
 
 

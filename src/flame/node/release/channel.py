@@ -31,8 +31,8 @@ from flame.crypto.counters import Arrival, Counter, accept, judge, keep_waiting
 from flame.crypto.envelope import Head, HeadFields, Opener, RecipientKey, Sealer
 from flame.model.errors import FlameError, Refused, RunFailed, Unavailable
 from flame.node.hooks import UNSEALED, hook
-from flame.node.release.payload import Label, prefix, split
 from flame.protocol.control import INLINE_BYTES, Deliver
+from flame.protocol.payload import Label, prefix, split
 from flame.storage.failpoints import declare, reached
 
 if TYPE_CHECKING:

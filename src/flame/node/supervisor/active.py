@@ -21,7 +21,6 @@ from flame.model.manifest import Manifest
 from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
 from flame.node.context import Context, log
 from flame.node.release import Channel, Parties, Party
-from flame.node.release.payload import Label
 from flame.node.supervisor import verification
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import Events
@@ -31,6 +30,7 @@ from flame.node.supervisor.side import Outlets, Side
 from flame.protocol.control import Deliver
 from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import parse_time
+from flame.protocol.payload import Label
 from flame.storage.failpoints import declare, reached
 
 JOIN_SECONDS = 120.0

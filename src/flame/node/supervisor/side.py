@@ -12,7 +12,7 @@ from flame.model.errors import FlameError, Invalid, NotFound
 from flame.model.manifest import Manifest
 from flame.node.gateway.port import Cancelled
 from flame.node.release import Channel, Item
-from flame.node.release.payload import Label
+from flame.protocol.payload import Label
 from flame.wire.gateway import VERSION, Fail, Message, Participant, Table, Welcome
 from flame.wire.values import Buffer, decode, encode, named_arrays
 

@@ -18,11 +18,11 @@ from flame.crypto.envelope import open_envelope
 from flame.crypto.keyfile import read_keyfile, write_keyfile
 from flame.crypto.keys import HybridKey, IdentityKey, PublicKey
 from flame.crypto.signatures import sign_manifest, sign_start_order
-from flame.lab.http import Api
 from flame.model.errors import Conflict, DoesNotMatchApproval, Invalid, RunFailed
 from flame.model.manifest import CodeFile, Environment, Manifest, Recipient, Researcher, check_path
 from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import AUTHOR_FILE, LockedState, format_time, freeze
+from flame.researcher.api import Api
 
 ORDER_HOURS = 24
 WIND_UP_SECONDS = 20.0
@@ -363,8 +363,8 @@ class ResearcherSession:
 
 
 def _unpack(payload: bytes) -> tuple[str, bytes]:
-    """Label and body of a payload (``flame.node.release.payload``)."""
-    from flame.node.release.payload import split
+    """Label and body of a payload (``flame.protocol.payload``)."""
+    from flame.protocol.payload import split
 
     label, body = split(payload)
     return label.name, bytes(body)
