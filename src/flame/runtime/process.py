@@ -28,7 +28,7 @@ from flame.runtime import gate, seccomp
 from flame.runtime.canary import try_to_get_out
 from flame.runtime.cgroups import Cgroups, RunGroup, find_cgroups
 from flame.runtime.environments import SITE, HostEnvironment, check
-from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun
+from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun, started
 from flame.runtime.sandbox import CODE, GATEWAY, Broken, Isolation, Limits, Promise, Running, RunSpec
 from flame.runtime.spawner import Order, spawn
 from flame.runtime.starting import Descriptors, await_gate, await_init, child_of, first_process, put_down
@@ -134,28 +134,21 @@ class ProcessSandbox:
         if spec.run in self._runs:
             raise Conflict(f"The run {spec.run} was started already.", next_step="Clean it up first.")
         kept = self._runs[spec.run] = _Kept(None, spec.work, None, None)
-        starting = asyncio.create_task(self._begin(spec, kept))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await asyncio.wait({starting})  # a thread cannot be cancelled: what it has started is ended here
-            if not starting.cancelled() and starting.exception() is None:
-                await self.cleanup(spec.run)
-            raise
+        return await started(self._begin(spec, kept), self.cleanup)
 
     async def _begin(self, spec: RunSpec, kept: _Kept) -> Running:
+        begin = gate.message(
+            (spec.environment.command, *spec.command), {**base_variables(spec.environment), **spec.variables}
+        )
         try:
             handles = await asyncio.to_thread(self._launch, spec, kept)
+            kept.run = ProcessRun(spec.run, spec.work, spec.limits, begin, handles)
         except OSError as wrong:
             await self._give_back(spec.run)
             raise Unavailable(f"The run {spec.run} cannot be started: {wrong}.") from wrong
         except BaseException:
             await self._give_back(spec.run)
             raise
-        begin = gate.message(
-            (spec.environment.command, *spec.command), {**base_variables(spec.environment), **spec.variables}
-        )
-        kept.run = ProcessRun(spec.run, spec.work, spec.limits, begin, handles)
         kept.run.attach()
         return kept.run
 

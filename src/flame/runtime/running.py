@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from flame.model.errors import Conflict, IsolationTooLow
-from flame.runtime.sandbox import Broken, Ended, EndReason, Limits
+from flame.runtime.sandbox import Broken, Ended, EndReason, Limits, Running
 
-__all__ = ["STDERR", "STDOUT", "Handles", "ProcessRun", "kill"]
+__all__ = ["STDERR", "STDOUT", "Handles", "ProcessRun", "kill", "started"]
 
 STDOUT: Final = "stdout"
 STDERR: Final = "stderr"
@@ -49,6 +49,18 @@ class Handles:
     out_of_memory: Callable[[], bool]
     sweep: Callable[[], None]
 
+    def put_down(self) -> None:
+        """End what was started and will have no holder, wait for it, and let go of it."""
+        kill(self.last_fd)
+        self.monitor.kill()
+        self.monitor.wait()
+        self.sweep()
+        self.close()
+
+    def close(self) -> None:
+        for fd in (self.monitor_fd, self.last_fd, self.program_fd, self.gate_fd, self.output_fd, self.error_fd):
+            os.close(fd)
+
 
 def kill(pidfd: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to the process behind a pidfd: never to another that got its number since."""
@@ -56,8 +68,23 @@ def kill(pidfd: int, number: int = signal.SIGKILL) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
+async def started(begin: Coroutine[Any, Any, Running], cleanup: Callable[[str], Awaitable[None]]) -> Running:
+    """What `begin` has started. Cancelled meanwhile, it is ended here: a thread that starts processes cannot be cancelled."""
+    starting = asyncio.create_task(begin)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            await cleanup(starting.result().run)
+        raise
+
+
 class ProcessRun:
-    """See `sandbox.Running`. Lives on the event loop it was made on; start it with `attach`."""
+    """See `sandbox.Running`. Lives on the event loop it was made on; start it with `attach`.
+
+    Raises OSError when the output cannot be kept in `work`; the processes are ended then.
+    """
 
     def __init__(self, run: str, work: Path, limits: Limits, begin: bytes, handles: Handles) -> None:
         self._run = run
@@ -72,10 +99,14 @@ class ProcessRun:
         self._timer: asyncio.TimerHandle | None = None
         self._written = 0
         self._tail = bytearray()
-        self._files = {
-            handles.output_fd: (work / STDOUT).open("wb", buffering=0),
-            handles.error_fd: (work / STDERR).open("wb", buffering=0),
-        }
+        try:
+            self._files = {
+                handles.output_fd: (work / STDOUT).open("wb", buffering=0),
+                handles.error_fd: (work / STDERR).open("wb", buffering=0),
+            }
+        except OSError:
+            handles.put_down()
+            raise
 
     @property
     def run(self) -> str:
@@ -219,15 +250,6 @@ class ProcessRun:
             self._loop.remove_reader(fd)
 
     def _close(self) -> None:
-        handles = self._handles
         for file in self._files.values():
             file.close()
-        for fd in (
-            handles.monitor_fd,
-            handles.last_fd,
-            handles.program_fd,
-            handles.gate_fd,
-            handles.output_fd,
-            handles.error_fd,
-        ):
-            os.close(fd)
+        self._handles.close()

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from flame.model.errors import Conflict
+from flame.model.errors import Conflict, Unavailable
 from flame.runtime import gate
 from flame.runtime.environments import HostEnvironment, check
-from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun
+from flame.runtime.running import STDERR, STDOUT, Handles, ProcessRun, started
 from flame.runtime.sandbox import CODE, GATEWAY, Broken, Isolation, Promise, Running, RunSpec
 from flame.runtime.spawner import Order, spawn
 from flame.runtime.starting import Descriptors, await_gate, put_down
@@ -61,12 +61,18 @@ class Unsandboxed:
         if spec.run in self._runs:
             raise Conflict(f"The run {spec.run} was started already.", next_step="Clean it up first.")
         self._runs[spec.run] = (None, spec.work)
+        return await started(self._begin(spec), self.cleanup)
+
+    async def _begin(self, spec: RunSpec) -> Running:
         try:
             handles = await asyncio.to_thread(self._launch, spec)
+            run = ProcessRun(spec.run, spec.work, spec.limits, _begin(spec), handles)
+        except OSError as wrong:
+            await self._forget(spec.run)
+            raise Unavailable(f"The run {spec.run} cannot be started: {wrong}.") from wrong
         except BaseException:
             await self._forget(spec.run)
             raise
-        run = ProcessRun(spec.run, spec.work, spec.limits, _begin(spec), handles)
         self._runs[spec.run] = (run, spec.work)
         run.attach()
         return run

@@ -49,6 +49,22 @@ def sandbox(tmp_path: Path) -> ProcessSandbox:
     return ProcessSandbox(slots=tmp_path / "slots")
 
 
+@pytest.mark.parametrize("backend", ["process", "unsandboxed"])
+def test_a_run_whose_output_cannot_be_kept_leaves_no_process(
+    spec: RunSpec, sandbox: ProcessSandbox, backend: str
+) -> None:
+    spec.work.mkdir()
+    (spec.work / "stdout").symlink_to(spec.work / "gone" / "stdout")
+    chosen = sandbox if backend == "process" else Unsandboxed()
+
+    async def start() -> None:
+        with pytest.raises(Unavailable, match="cannot be started"):
+            await chosen.start(spec)
+
+    asyncio.run(start())
+    assert children(os.getpid()) == []
+
+
 def _socket_in_code(spec: RunSpec) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(spec.code / "s"))
