@@ -35,6 +35,8 @@ from flame.storage.failpoints import declare, reached
 
 JOIN_SECONDS = 120.0
 FINISH_GRACE = 15.0
+PEER_WORD_SECONDS = 5.0
+"""How long a hospital whose time was up while it waited leaves the aggregator to say whom the run waited for."""
 LAST_WORDS = 30.0
 """Seconds after a program's time is up in which the run may still end in an orderly way."""
 PROOF_SECONDS = 60.0
@@ -80,6 +82,7 @@ class ActiveRun:
         self._join_seconds = join_seconds
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._before_release: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._ended_senders: set[str] = set()
         self._early: list[Deliver] = []
@@ -189,9 +192,9 @@ class ActiveRun:
             case Do.MAKE_KEYS:
                 await self._make_keys()
             case Do.PREPARE:
-                self._spawn(self._prepare())
+                self._before_release.add(self._spawn(self._prepare()))
             case Do.START_SANDBOX:
-                self._spawn(self._start_sandbox())
+                self._before_release.add(self._spawn(self._start_sandbox()))
             case Do.OPEN:
                 await self._open()
             case Do.KILL:
@@ -225,10 +228,11 @@ class ActiveRun:
             self.order.id,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -239,7 +243,7 @@ class ActiveRun:
             log.exception("run %s", self.order.id[:12])
             self.feed(life.ProgramFailed(*explain_failure(error)))
 
-    def _from_thread(self, call: Callable[[], None]) -> None:
+    def _from_thread(self, call: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(call)
 
     # --- verify and join --------------------------------------------------------------------------------------------
@@ -539,11 +543,13 @@ class ActiveRun:
         elif self._finished.is_set() or (end.exit_code == 0 and end.reason == "exited"):
             await self._ended_well()
         else:
+            if end.reason == "time" and waited and not self._is_aggregator:
+                await asyncio.sleep(PEER_WORD_SECONDS)
             self.feed(life.ProgramFailed(_why(end, waited), "program_failed"))
 
     async def _ended_well(self) -> None:
         assert self._manifest is not None and self._channel is not None
-        if self._context.node == self._manifest.aggregator.node and self._results == 0:
+        if self._is_aggregator and self._results == 0:
             self.feed(
                 life.ProgramFailed("The program at the aggregator ended without submitting a result.", "no_result")
             )
@@ -559,6 +565,10 @@ class ActiveRun:
             self.feed(life.DeadlinePassed("The hub did not take the run's last messages in time."))
             return
         self.feed(life.ProgramEnded())
+
+    @property
+    def _is_aggregator(self) -> bool:
+        return self._manifest is not None and self._context.node == self._manifest.aggregator.node
 
     def _keep_output(self) -> None:
         with self.folder.output.open("ab") as file:
@@ -642,6 +652,9 @@ class ActiveRun:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _kill(self) -> None:
+        for task in self._before_release:  # a sandbox that is being started works in the folder that is removed next
+            task.cancel()
+        await asyncio.gather(*self._before_release, return_exceptions=True)
         if self._gateway is not None:
             await asyncio.to_thread(self._gateway.close)
         if self._running is not None:

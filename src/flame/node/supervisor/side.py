@@ -160,6 +160,7 @@ class Side:
     ) -> tuple[Message, Sequence[Buffer]] | None:
         cancelled.when_set(self._channel.wake)
         wanted_senders = frozenset(senders)
+        named = [p.name for p in self._manifest.participants if p.node in wanted_senders]
         item = self._await(
             lambda it: (
                 it.type == "message"
@@ -168,7 +169,7 @@ class Side:
             ),
             timeout,
             cancelled,
-            f"a message of the category '{category}'",
+            f"a message of the category '{category}'" + (f" from {' or '.join(named)}" if named else ""),
             wanted_senders or {p.node for p in self._manifest.participants if p.node != self._node},
         )
         if item is None:
