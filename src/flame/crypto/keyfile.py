@@ -78,6 +78,15 @@ def read_keyfile(path: Path, passphrase: str) -> KeyFile:
     return KeyFile(_text(document, "kind"), private, _octets(document, "public"), protected=True)
 
 
+def read_public(path: Path) -> tuple[str, bytes, bool]:
+    """Kind, public key, and whether a passphrase guards the file: what is known without opening it.
+
+    Nobody vouches for it before the file is opened. Raises as `read_keyfile` does.
+    """
+    document = _document(path)
+    return _text(document, "kind"), _octets(document, "public"), document["kdf"] != _NONE
+
+
 def _protected(head: dict[str, object], private: bytes, passphrase: str) -> dict[str, object]:
     salt, nonce = os.urandom(16), os.urandom(12)
     head = {**head, "kdf": {**_ARGON2ID, "salt": salt.hex(), "nonce": nonce.hex()}}

@@ -25,6 +25,7 @@ from flame.hub.housekeeping import keep_tidy, tidy_up
 from flame.hub.identity.first_start import first_start
 from flame.hub.identity.routes import ROUTES as IDENTITY
 from flame.hub.identity.tokens import Tokens
+from flame.hub.members.routes import ROUTES as MEMBERS
 from flame.hub.nodes.routes import ROUTES as NODES
 from flame.hub.objects.routes import ROUTES as OBJECTS
 from flame.hub.problems import HANDLERS
@@ -55,6 +56,7 @@ async def healthz(request: Request) -> Response:
 ROUTES: list[BaseRoute] = [
     *IDENTITY,
     *NODES,
+    *MEMBERS,
     *PROJECTS,
     *ANALYSES,
     *REGISTRY,

@@ -79,6 +79,57 @@ class Proposal(_Document, frozen=True):
     name: str
     description: str
     creator: str
+    purpose: str = ""
+    data_requested: str = ""
+    risk: str = ""
+    legal_basis: str = ""
+    runtime: str = ""
+    """How long the project is meant to last, in words."""
+    contact: str = ""
+    expires: str = ""
+    """A time after which nothing of it runs; empty: it has no end of its own."""
+    version: Literal[1] = 1
+
+
+class Ending(_Document, frozen=True):
+    """The end of a project, said by whoever asked for it: what belongs to it is deleted."""
+
+    project: str
+    researcher: str
+    """Fingerprint (hex) of the member's first key."""
+    reason: str
+    time: str
+    version: Literal[1] = 1
+
+
+MemberKind = Literal["node", "researcher", "result"]
+
+
+class Rotation(_Document, frozen=True):
+    """A member's next key, signed by the one before; a result key, which cannot sign, by its owner's signing key."""
+
+    member: str
+    """Fingerprint (hex) of the member's first key: the name that stays."""
+    kind: MemberKind
+    number: int
+    """1 for the second key, and so on."""
+    previous: str
+    signer: str
+    """Fingerprint (hex) of the key that signs this."""
+    next_key: str
+    """As the hub stores keys: hex of the PEM text, or base64 of a hybrid key."""
+    time: str
+    version: Literal[1] = 1
+
+
+class Revocation(_Document, frozen=True):
+    """A member is no member any more: said by itself, or by two others."""
+
+    member: str
+    kind: MemberKind
+    signer: str
+    reason: Literal["stolen", "lost", "left", "other"]
+    time: str
     version: Literal[1] = 1
 
 

@@ -104,7 +104,7 @@ def _participants(connection: Connection, analysis: str, missing: list[str]) -> 
         if not row.enrolled:
             missing.append(f"Node '{row.name}' has no enrolled key.")
             continue
-        member = PublicKey.from_hex_pem(row.public_key).fingerprint.hex()
+        member = row.member or PublicKey.from_hex_pem(row.public_key).fingerprint.hex()
         found.append(Participant(row.id, row.name, row.type, row.said, member))
     return found
 
@@ -117,7 +117,7 @@ def _researcher(connection: Connection, user: str | None, missing: list[str]) ->
         return Researcher("", "", "")
     if active_key(connection, user, "result") is None:
         missing.append("The researcher has no result key: `flame keys new`. Nobody could open the result.")
-    return Researcher(row.id, row.name, key.fingerprint)
+    return Researcher(row.id, row.name, key.member or key.fingerprint)
 
 
 def _people(connection: Connection, analysis: Any) -> dict[str, Recipient]:
@@ -129,5 +129,5 @@ def _people(connection: Connection, analysis: Any) -> dict[str, Recipient]:
     for row in sorted(rows, key=lambda r: r.id != analysis.user_id):
         key = active_key(connection, row.id, "result")
         if key is not None:
-            found.setdefault(row.name, Recipient(row.id, row.name, key.fingerprint))
+            found.setdefault(row.name, Recipient(row.id, row.name, key.member or key.fingerprint))
     return found

@@ -102,7 +102,7 @@ def _current(connection: Connection, row: Any, digest: str) -> Manifest:
 def _researcher_key(connection: Connection, actor: Actor, manifest: Manifest) -> PublicKey:
     """The registered key that the manifest names for its researcher."""
     mine = (user_keys.c.user_id == actor.id) & (user_keys.c.kind == "sign") & user_keys.c.revoked_at.is_(None)
-    row = connection.execute(select(user_keys).where(mine, user_keys.c.fingerprint == manifest.researcher.key)).first()
+    row = connection.execute(select(user_keys).where(mine, user_keys.c.member == manifest.researcher.key)).first()
     if row is None:
         raise BadSignature(
             "The key that the manifest names is not registered for you any more.",

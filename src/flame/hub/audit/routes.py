@@ -1,30 +1,39 @@
-"""``/core/audit``: events in, receipts and proofs out."""
+"""``/core/audit``: events in, receipts and proofs out; the log read, searched and exported.
+
+Everybody who has logged in may have heads, proofs and every entry's hash; an entry's content is for whoever may read
+what it is about (`authorisation.readable_log`). So anybody can check the whole log, and reads only what is theirs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, select
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from flame.crypto.signatures import verify_event
-from flame.crypto.translog import consistency_proof, inclusion_proof
-from flame.hub.audit.log import head_wire
+from flame.hub.audit import log
+from flame.hub.audit.resources import ENTRY
 from flame.hub.audit.tables import leaves
-from flame.hub.authorisation import Actor
+from flame.hub.authorisation import Actor, readable_log
 from flame.hub.identity.sessions import authenticate
 from flame.hub.nodes.routes import node_key
 from flame.hub.problems import wrong
-from flame.hub.resources import answer, read_body, record
-from flame.hub.state import hub_of
-from flame.model.errors import BadSignature, Malformed, NotAllowed
+from flame.hub.query import parse
+from flame.hub.resources import answer, collection, list_rows, read_body, record
+from flame.hub.state import HubState, hub_of
+from flame.model.errors import BadSignature, Malformed, NotAllowed, NotFound
+from flame.protocol.audit import Entry, export_end, export_entry, export_start
 from flame.protocol.documents import Event, SignedEvent
 
 MAX_EVENT: Final = 16 << 10
 MAX_LEAVES: Final = 1000
+BATCH: Final = 2000
+"""Entries that an export holds in memory at once."""
 
 
 class EventBody(msgspec.Struct):
@@ -47,7 +56,9 @@ async def post_event(request: Request) -> Response:
         if event.signer != public.fingerprint.hex():
             raise BadSignature("The event names another signer than the node's enrolled key.")
         verify_event(public, bytes.fromhex(body.signature), event.digest)
-        return hub.log.append(connection, SignedEvent(body.event, body.signature), event.signer).wire()
+        if event.type == "confirmation":
+            keep_endorsement(connection, event, body.event, body.signature)
+        return hub.log.append(connection, SignedEvent(body.event, body.signature), event).wire()
 
     return record(await hub.database.write(store, "audit"), status=201)
 
@@ -68,70 +79,89 @@ def _read_event(body: EventBody) -> Event:
     return event
 
 
-def _reader(actor: Actor) -> None:
-    """Heads and proofs are for everybody who has logged in; leaves for auditors, administrators and nodes."""
-    if actor.node is None and not actor.has("admin", "auditor", "realm_admin"):
-        raise NotAllowed("The log's entries are for auditors, administrators and nodes.")
-
-
 async def head(request: Request) -> Response:
     await authenticate(request)
     hub = hub_of(request)
     found, signature = await hub.database.read(hub.log.head)
-    return record(head_wire(found, signature) | {"hubKey": hub.key.public.hex_pem})
+    return record(log.head_wire(found, signature) | {"hubKey": hub.key.public.hex_pem})
 
 
 async def get_leaves(request: Request) -> Response:
-    _reader(await authenticate(request))
+    """``GET /core/audit/leaves?from&to``: as an export holds them."""
+    actor = await authenticate(request)
     start, end = _number(request, "from"), _number(request, "to")
     end = min(end, start + MAX_LEAVES)
+    found = await hub_of(request).database.read(lambda c: _entries(c, actor, start, end))
+    return answer({"data": [entry.wire() for entry in found], "meta": {"from": start, "to": end}})
 
-    def load(connection: Connection) -> list[str]:
-        wanted = select(leaves.c.leaf).where(leaves.c.idx >= start, leaves.c.idx < end).order_by(leaves.c.idx)
-        return [leaf.decode() for leaf in connection.execute(wanted).scalars()]
 
-    return answer({"data": await hub_of(request).database.read(load), "meta": {"from": start, "to": end}})
+def _entries(connection: Connection, actor: Actor, start: int, end: int) -> list[Entry]:
+    """Entries as `actor` may have them: the content, or the hash alone."""
+    seen = readable_log(actor).label("seen")
+    wanted = select(leaves.c.leaf, leaves.c.hash, seen).where(leaves.c.idx >= start, leaves.c.idx < end)
+    rows = connection.execute(wanted.order_by(leaves.c.idx))
+    return [Entry.shown(row.leaf) if row.seen else Entry.hidden(row.hash) for row in rows]
+
+
+async def entries(request: Request) -> Response:
+    """``GET /core/audit/entries``: the log searched, with the query language of every collection."""
+    actor = await authenticate(request)
+    query = parse(request.query_params.multi_items(), ENTRY.vocabulary)
+    rows, total = await hub_of(request).database.read(lambda c: list_rows(c, actor, ENTRY, query))
+    return collection(rows, total, query, ENTRY)
+
+
+async def entry(request: Request) -> Response:
+    """``GET /core/audit/entries/:index``: one entry, with the proof that the newest tree head includes it."""
+    actor = await authenticate(request)
+    text = request.path_params["index"]
+    index = int(text) if text.isdigit() and len(text) <= 15 else -1
+    hub = hub_of(request)
+
+    def load(connection: Connection) -> dict[str, Any]:
+        columns = [column.label(name) for name, column in ENTRY.fields.items()]
+        wanted = select(*columns).where(leaves.c.idx == index, readable_log(actor))
+        row = connection.execute(wanted).mappings().first()
+        if row is None:
+            raise NotFound("The log entry was not found.")
+        newest, signature = hub.log.head(connection)
+        _, proof = log.inclusion(connection, index, newest.size)
+        shown = {"head": log.head_wire(newest, signature), "proof": [h.hex() for h in proof]}
+        return ENTRY.wire(row) | shown
+
+    return record(await hub.database.read(load))
 
 
 async def consistency(request: Request) -> Response:
     await authenticate(request)
     old, new = _number(request, "old"), _number(request, "new")
-
-    def load(connection: Connection) -> list[str]:
-        return [h.hex() for h in consistency_proof(_hashes(connection, new), old, new)]
-
-    return record({"old": old, "new": new, "proof": await hub_of(request).database.read(load)})
+    proof = await hub_of(request).database.read(lambda c: log.consistency(c, old, new))
+    return record({"old": old, "new": new, "proof": [h.hex() for h in proof]})
 
 
 async def inclusion(request: Request) -> Response:
     await authenticate(request)
     index, size = _number(request, "index"), _number(request, "size")
-
-    def load(connection: Connection) -> dict[str, Any]:
-        hashes = _hashes(connection, size)
-        proof = [h.hex() for h in inclusion_proof(hashes, index, size)]
-        return {"index": index, "size": size, "leafHash": hashes[index].hex(), "proof": proof}
-
-    return record(await hub_of(request).database.read(load))
-
-
-def _hashes(connection: Connection, size: int) -> list[bytes]:
-    statement = select(leaves.c.hash).where(leaves.c.idx < size).order_by(leaves.c.idx)
-    return list(connection.execute(statement).scalars())
+    hashed, proof = await hub_of(request).database.read(lambda c: log.inclusion(c, index, size))
+    return record({"index": index, "size": size, "leafHash": hashed.hex(), "proof": [h.hex() for h in proof]})
 
 
 async def export(request: Request) -> Response:
-    """``GET /core/audit/export``: what `flame.protocol.audit.verify_export` reads."""
-    _reader(await authenticate(request))
+    """``GET /core/audit/export``: what `flame.protocol.audit.verify_export` reads, a few entries at a time."""
+    actor = await authenticate(request)
     hub = hub_of(request)
+    found, signature = await hub.database.read(hub.log.head)
+    start = export_start(hub.key.public, found, signature)
+    return StreamingResponse(_exported(hub, actor, start, found.size), media_type="application/json")
 
-    def load(connection: Connection) -> dict[str, Any]:
-        found, signature = hub.log.head(connection)
-        wanted = select(leaves.c.leaf).where(leaves.c.idx < found.size).order_by(leaves.c.idx)
-        texts = [leaf.decode() for leaf in connection.execute(wanted).scalars()]
-        return {"version": 1, "hubKey": hub.key.public.hex_pem, "head": head_wire(found, signature), "leaves": texts}
 
-    return answer(await hub.database.read(load))
+async def _exported(hub: HubState, actor: Actor, start: bytes, size: int) -> AsyncIterator[bytes]:
+    yield start
+    for first in range(0, size, BATCH):
+        until = min(first + BATCH, size)
+        rows = await hub.database.read(lambda c, a=first, b=until: _entries(c, actor, a, b))  # type: ignore[misc]
+        yield b"".join(export_entry(row, first=first + place == 0) for place, row in enumerate(rows))
+    yield export_end()
 
 
 def _number(request: Request, name: str) -> int:
@@ -145,6 +175,8 @@ ROUTES = [
     Route("/core/audit/events", post_event, methods=["POST"]),
     Route("/core/audit/head", head, methods=["GET"]),
     Route("/core/audit/leaves", get_leaves, methods=["GET"]),
+    Route("/core/audit/entries", entries, methods=["GET"]),
+    Route("/core/audit/entries/{index}", entry, methods=["GET"]),
     Route("/core/audit/consistency", consistency, methods=["GET"]),
     Route("/core/audit/inclusion", inclusion, methods=["GET"]),
     Route("/core/audit/export", export, methods=["GET"]),

@@ -24,6 +24,7 @@ from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import clients, realms, roles, sessions, used_assertions, user_keys, user_roles, users
 from flame.hub.identity.tokens import peek_subject, verify_assertion
 from flame.hub.limits import Attempts
+from flame.hub.members.routes import register_member
 from flame.hub.nodes.tables import enrolments, nodes
 from flame.hub.problems import wrong
 from flame.hub.resources import (
@@ -41,6 +42,7 @@ from flame.hub.resources import (
 )
 from flame.hub.state import HubState, hub_of
 from flame.model.errors import Conflict, Invalid, Malformed, NotAuthenticated
+from flame.protocol.documents import MemberKind
 
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _attempts = Attempts(30)
@@ -363,7 +365,9 @@ async def create_key(request: Request) -> Response:
         if same:
             return get_row(connection, actor, known.USER_KEY, same)
         connection.execute(update(user_keys).where(mine).values(revoked_at=now(), updated_at=now()))
-        connection.execute(insert(user_keys).values(**row))
+        kind: MemberKind = "researcher" if body.kind == "sign" else "result"
+        member = register_member(connection, kind, public, user=actor.id)
+        connection.execute(insert(user_keys).values(**row, member=member))
         facts = {"kind": body.kind, "fingerprint": fingerprint}
         hub.log.tell(connection, "key", actor.id, facts)
         return get_row(connection, actor, known.USER_KEY, row["id"])

@@ -21,6 +21,7 @@ from flame.hub.identity.passwords import hash_in_thread
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import clients
 from flame.hub.limits import Attempts
+from flame.hub.members.routes import register_member
 from flame.hub.nodes.resources import NODE
 from flame.hub.nodes.tables import enrolment_tokens, enrolments, nodes
 from flame.hub.problems import wrong
@@ -275,7 +276,8 @@ async def confirm(request: Request) -> Response:
         connection.execute(
             update(enrolments).where(enrolments.c.id == waiting.id).values(state="confirmed", updated_at=moment)
         )
-        values = {"public_key": waiting.public_key, "enrolled": True, "updated_at": moment}
+        member = register_member(connection, "node", waiting.public_key, node=key)
+        values = {"public_key": waiting.public_key, "enrolled": True, "member": member, "updated_at": moment}
         connection.execute(update(nodes).where(nodes.c.id == key).values(**values))
         hub.log.tell(connection, "enrolment", key, {"fingerprint": waiting.fingerprint, "by": actor.id})
         return get_row(connection, actor, NODE, key)

@@ -21,6 +21,7 @@ nodes = Table(
     Column("registry_id", String(36)),
     Column("registry_project_id", String(36)),
     Column("enrolled", Boolean, nullable=False, default=False),
+    Column("member", String(64)),
     reference("client_id", "clients.id", nullable=True, cascade=False),
     reference("realm_id", "realms.id"),
     *stamps(),
