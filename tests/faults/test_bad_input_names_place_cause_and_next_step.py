@@ -78,7 +78,19 @@ BAD_PROGRAMS = {
     ),
     "text in a column of numbers": (
         with_data('"age", "weight"', AGES_PROGRAM.replace(b'numbers("age")', b'numbers("weight")')),
-        ("Cologne", "Invalid", "main.py, line", "steward"),
+        ("Cologne", "The column 'weight' holds text where numbers are needed", "Code it as numbers"),
+    ),
+    "an outcome that is not binary at one hospital": (
+        with_data(
+            '"age", "number", "weight"',
+            AGES_PROGRAM.replace(
+                b'ages = federation.data().numbers("age")\n',
+                b'ages = federation.data().numbers("age")\n'
+                b"        from flame.methods.design import binary_design\n"
+                b'        binary_design(federation.data(), "number", ["age"])\n',
+            ),
+        ),
+        ("The outcome 'number' is not binary", "Code it as 0/1 at the source"),
     ),
     "a program that raises": (
         program(at_a_hospital("raise ValueError('patient 4711 is strange')")),

@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_fitted_ends_every_program_with_its_reason(world:
     ends = world.play(Path(programs.__file__).with_name("logistic_regression.py"), [*SITES, AGGREGATOR])
     assert [code for code, _, _ in ends.values()] == [1, 1, 1]
     failure = run.failures[AGGREGATOR]
-    assert (failure.error, failure.code) == ("flame.methods.errors.Singular", "singular")
+    assert (failure.error, failure.code) == ("flame.model.errors.Singular", "singular")
     assert "'dose'" in failure.text
     assert failure.frames == [("logistic_regression.py", 13)]
     assert {run.failures[site].code for site in SITES} == {"run_failed"}

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flame.model.errors import Invalid
+from flame.model.errors import HasInfinite, HasMissing, NotBinary
 from flame.sdk.table import Table
 
 Missing = Literal["drop", "error"]
@@ -39,7 +39,7 @@ def binary_design(
 ) -> Design:
     """Complete cases of a table. ``levels``: for an outcome of text, (no event, event).
 
-    Raises NotFound or Invalid naming the column: absent, text where numbers are needed, infinite, not binary, or
+    Raises NotFound or UnfitData naming the column: absent, text where numbers are needed, infinite, not binary, or
     missing values under ``missing="error"``.
     """
     x = table.matrix(covariates)
@@ -49,11 +49,11 @@ def binary_design(
     if missing == "error" and incomplete.any():
         named = [*covariates, outcome]
         column = named[int(absent.any(axis=0).argmax())]
-        raise Invalid(f"The column '{column}' has missing values.", next_step="Use missing='drop' for complete cases.")
+        raise HasMissing(column)
     x, y = x[~incomplete], y[~incomplete]
     infinite = ~np.isfinite(x).all(axis=0)
     if infinite.any():
-        raise Invalid(f"The column '{covariates[int(infinite.argmax())]}' has infinite values.")
+        raise HasInfinite(covariates[int(infinite.argmax())])
     return Design(x, y, tuple(covariates), int(incomplete.sum()))
 
 
@@ -63,20 +63,15 @@ def _binary(table: Table, outcome: str, levels: tuple[str, str] | None) -> Float
         return _from_text(column, outcome, levels)
     y = table.numbers(outcome)
     if not np.isin(y[~np.isnan(y)], (0.0, 1.0)).all():
-        raise Invalid(
-            f"The outcome '{outcome}' is not binary: it holds numbers other than 0 and 1.",
-            next_step="Code it as 0/1 at the source.",
-        )
+        raise NotBinary(outcome)
     return y
 
 
 def _from_text(column: list[str | None], outcome: str, levels: tuple[str, str] | None) -> Floats:
     if levels is None:
-        raise Invalid(f"The outcome '{outcome}' is text.", next_step="Name its two levels: levels=(no event, event).")
+        raise NotBinary(outcome)
     codes: dict[str | None, float] = {None: np.nan, "": np.nan, levels[0]: 0.0, levels[1]: 1.0}
     try:
         return np.array([codes[text] for text in column], dtype=np.float64)
     except KeyError:
-        raise Invalid(
-            f"The outcome '{outcome}' holds text other than the levels {levels[0]!r} and {levels[1]!r}."
-        ) from None
+        raise NotBinary(outcome) from None

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flame.methods.design import Design, Missing, binary_design
-from flame.methods.errors import Separated, Singular
 from flame.methods.method import OnCovariates, Question, Result, Summary
-from flame.model.errors import Invalid
+from flame.model.errors import Invalid, Separated, Singular
 from flame.sdk.table import Table
 
 INTERCEPT = "(Intercept)"

@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from flame.methods.errors import Singular
 from flame.methods.method import Answer, ColumnScale, Method, OnCovariates, Question, State, Summary
-from flame.model.errors import Invalid
+from flame.model.errors import Invalid, Singular
 from flame.sdk.table import Table
 
 Floats = NDArray[np.float64]

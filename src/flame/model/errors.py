@@ -10,10 +10,13 @@ FlameError
 │   ├── Expired                too old, or not yet valid                                     409
 │   ├── Replayed               a number that counts once was used again                      409
 │   ├── ReleaseRefused         the egress guard holds something back                         403
+│   ├── Incompatible           hub and node speak no common version of the protocol          426
 │   ├── IsolationTooLow        the sandbox cannot keep what the data demand                  403
 │   └── Conflict               the state of the thing does not allow it                      409
 ├── Invalid                    the request itself is wrong; names the field                  400
-│   └── Malformed              bytes that are not what they claim to be                      400
+│   ├── Malformed              bytes that are not what they claim to be                      400
+│   └── UnfitData              what a column holds is not what the analysis needs            400
+│       └── NotNumeric, NotBinary, HasMissing, HasInfinite, Singular, Separated
 ├── NotFound                   no such thing, or not visible to the actor                    404
 ├── NotAuthenticated           who are you                                                   401
 ├── Exhausted                  a quota, a disk or a cap is used up                           507
@@ -83,6 +86,10 @@ class ReleaseRefused(Refused):
     code, status = "release_refused", 403
 
 
+class Incompatible(Refused):
+    code, status = "incompatible_release", 426
+
+
 class IsolationTooLow(Refused):
     code, status = "isolation_too_low", 403
 
@@ -97,6 +104,61 @@ class Invalid(FlameError):
 
 class Malformed(Invalid):
     code = "malformed"
+
+
+class UnfitData(Invalid):
+    """What a column holds is not what the analysis needs. ``fields["column"]``: the column to look at.
+
+    Only the column's name varies, so these errors may be told beyond the hospital where they arose, once that name is
+    known to come from the approved code or its manifest.
+    """
+
+    code = "unfit_data"
+    says: ClassVar[str] = "The column '{}' does not hold what the analysis needs."
+    advice: ClassVar[str] = ""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(self.says.replace("{}", column), next_step=self.advice.replace("{}", column), column=column)
+
+
+class NotNumeric(UnfitData):
+    code = "not_numeric"
+    says = "The column '{}' holds text where numbers are needed."
+    advice = "Code it as numbers (0/1 for two levels) at the source, or leave it out."
+
+
+class NotBinary(UnfitData):
+    code = "not_binary"
+    says = "The outcome '{}' is not binary: it holds other values than 0 and 1, or than the two levels that were named."
+    advice = "Code it as 0/1 at the source, or name its two levels: levels=(no event, event)."
+
+
+class HasMissing(UnfitData):
+    code = "has_missing"
+    says = "The column '{}' has missing values."
+    advice = "Use missing='drop' for complete cases."
+
+
+class HasInfinite(UnfitData):
+    code = "has_infinite"
+    says = "The column '{}' has infinite values."
+    advice = "Correct it at the source, or leave it out."
+
+
+class Singular(UnfitData):
+    """The covariates do not determine the coefficients; the first column that the ones before it determine."""
+
+    code = "singular"
+    says = "The column '{}' is constant, or follows from the other columns."
+    advice = "Leave it out: its coefficient is not determined."
+
+
+class Separated(UnfitData):
+    """No finite estimate: the column with the most weight in the direction that separates the outcomes."""
+
+    code = "separated"
+    says = "The outcome is separated perfectly, most of all by '{}': the likelihood has no maximum."
+    advice = "Look for a coding of the outcome in '{}', join rare levels, or use a penalised method."
 
 
 class NotFound(FlameError):

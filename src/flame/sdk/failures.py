@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from flame.model.errors import FlameError
+from flame.model.errors import FlameError, UnfitData
 from flame.wire.gateway import Fail
 
 _MAX_FRAMES = 50
@@ -21,6 +21,7 @@ def failure(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         frames=_own_frames(trace, program)[-_MAX_FRAMES:],
         text=text[-_MAX_TEXT:].encode(errors="replace").decode(),
         code=error.code if isinstance(error, FlameError) else "",
+        column=str(error.fields["column"])[:300] if isinstance(error, UnfitData) else "",
     )
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flame.model.errors import Invalid, NotFound
+from flame.model.errors import Invalid, NotFound, NotNumeric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,21 +55,18 @@ class Table(Mapping[str, Column]):
         return list(self._columns)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """One column as float64, shape (rows,). Raises NotFound, or Invalid when it holds text."""
+        """One column as float64, shape (rows,). Raises NotFound, or NotNumeric when it holds text."""
         import numpy as np
 
         column = self[name]
         if isinstance(column, list):
-            raise Invalid(
-                f"The column '{name}' holds text where numbers are needed.",
-                next_step="Code it as numbers (0/1 for two levels) at the source, or leave it out.",
-            )
+            raise NotNumeric(name)
         return np.asarray(column, dtype=np.float64)
 
     def matrix(self, columns: Sequence[str]) -> NDArray[np.float64]:
         """These columns side by side, shape (rows, len(columns)), float64, missing values as NaN.
 
-        Raises NotFound for a column that is not there, Invalid for one that holds text.
+        Raises NotFound for a column that is not there, NotNumeric for one that holds text.
         """
         import numpy as np
 

@@ -114,12 +114,15 @@ class Finish(_Frame, tag="finish"):
 
 
 class Fail(_Frame, tag="fail"):
-    """The program ends with an error: its type and where it stood; the text stays at the node. Reply: Done."""
+    """The program ends with an error: its type, where it stood, and for data that do not fit the column that they are in;
+    the text stays at the node. Reply: Done.
+    """
 
     error: str
     frames: list[tuple[str, int]] = []
     text: str = ""
     code: str = ""
+    column: str = ""
 
 
 Request = Hello | GetData | Contribute | GetTotal | Send | Receive | Log | Progress | Submit | Finish | Fail

@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer
 
-from flame.methods.errors import Separated, Singular
 from flame.methods.logistic import Logistic, LogisticResult
 from flame.methods.run import run_local
 from flame.methods.standardise import Standardised
-from flame.model.errors import Invalid, NotFound
+from flame.model.errors import Invalid, NotFound, Separated, Singular
 from flame.sdk.table import Table
 
 COLUMNS = ("mean radius", "mean texture", "mean smoothness", "mean fractal dimension")

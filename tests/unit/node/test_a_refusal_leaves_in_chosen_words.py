@@ -57,6 +57,28 @@ ATTEMPTS = {
 }  # fmt: skip
 
 
+def told_of(column: str, code: str = "not_numeric") -> tuple[str, str]:
+    told = Told()
+    told.side(node_world.DATA_NODES[0]).fail(
+        Fail("flame.model.errors.NotNumeric", [("main.py", 3)], CANARY, code, column)
+    )
+    ((reason, said),) = told.left
+    return reason, said
+
+
+def test_a_column_that_the_code_names_is_told_with_what_is_wrong_and_what_to_do() -> None:
+    reason, code = told_of("literal")
+    assert reason.startswith("The column 'literal' holds text where numbers are needed. Code it as numbers")
+    assert code == "not_numeric"
+
+
+@pytest.mark.parametrize(("column", "code"), [(CANARY, "not_numeric"), (CANARY, "unfit_data"), ("literal", CANARY)])
+def test_a_column_or_a_cause_that_was_made_up_stays(column: str, code: str) -> None:
+    reason, said = told_of(column, code)
+    assert CANARY not in reason + said
+    assert "main.py, line 3" in reason
+
+
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_a_program_cannot_write_into_a_refusal(attempt: str) -> None:
     node, ask = ATTEMPTS[attempt]

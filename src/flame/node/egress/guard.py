@@ -66,6 +66,13 @@ class Guard:
         """Whether a text stands in the approved code as it is: the program can only have chosen it, not written it."""
         return text in self._code.literals
 
+    def _is_named(self, column: str) -> bool:
+        """Whether the manifest or the code has this name of a column: nobody can have written it at run time."""
+        given = [value for p in self._manifest.parameters for value in (p.default, *p.options)]
+        texts = [text for value in given for text in (value if isinstance(value, list) else [value])]
+        asked = [name for request in self._manifest.data for name in request.columns]
+        return self.is_literal(column) or column in asked or column in texts
+
     def check_sum(self, name: str, round: int, body: Buffer) -> Verdict:
         """A data node's contribution to a sum: declared, once a round, within its caps, finite.
 
@@ -109,12 +116,12 @@ class Guard:
         return line
 
     def check_failure(self, failure: Fail) -> dict[str, Any] | None:
-        """What may be said about an error: {type, code, frames: [[file, line], …]}; None when no more may be said.
+        """What may be said about an error: {type, code, frames: [[file, line], …], column?}; None when no more may be said.
 
         No text, no names of functions; a type of the standard library or of ours, else ``Exception``; frames only in
-        files of the manifest, on lines that exist.
+        files of the manifest, on lines that exist; a column only if the manifest or the approved code names it.
         """
-        said = {
+        said: dict[str, Any] = {
             "type": error_type(failure.error),
             "code": error_code(failure.code),
             "frames": [
@@ -123,6 +130,8 @@ class Guard:
                 if 1 <= line <= self._code.lines.get(file, 0)
             ],
         }
+        if self._is_named(failure.column):
+            said["column"] = failure.column
         try:
             self.book.charge_error(len(str(said)))
         except ReleaseRefused:

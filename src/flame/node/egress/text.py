@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from flame.model import errors
-from flame.model.errors import FlameError, RunFailed
+from flame.model.errors import FlameError, RunFailed, UnfitData
 from flame.model.manifest import Manifest, check_path
 
 MAX_SOURCE: Final = 1 << 20
@@ -93,6 +93,12 @@ def error_type(name: str) -> str:
 def error_code(code: str) -> str:
     """The code of an error of ours, else nothing."""
     return code if code in {kind.code for kind in _flame_errors().values()} else ""
+
+
+def unfit_data(code: str) -> type[UnfitData] | None:
+    """The kind of unfit data that has this code: its words are the platform's own."""
+    kinds = (kind for kind in _flame_errors().values() if issubclass(kind, UnfitData))
+    return next((kind for kind in kinds if kind.code == code), None)
 
 
 @cache

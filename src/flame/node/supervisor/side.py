@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from flame.model.errors import FlameError, Invalid, NotFound
 from flame.model.manifest import Manifest
+from flame.node.egress.text import unfit_data
 from flame.node.gateway.port import Cancelled
 from flame.node.release import Channel, Item
 from flame.protocol.payload import Label
@@ -278,6 +279,9 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def _in_words(said: Mapping[str, Any]) -> str:
+    unfit = unfit_data(str(said.get("code") or ""))
+    if unfit is not None and said.get("column"):
+        return str(unfit(said["column"]))
     frames = said.get("frames") or []
     where = f" in {frames[-1][0]}, line {frames[-1][1]}" if frames else ""
     return (
