@@ -40,7 +40,17 @@ class Vocabulary:
     sorts: frozenset[str] = frozenset()
     includes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Relation -> what may be filtered by there."""
+    related: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Relation -> which fields of it may be asked for."""
     limit: int = MAX_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields are asked for: `added` to the usual ones, or `only` these."""
+
+    added: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Query:
     include: tuple[str, ...] = ()
     added: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
+    related: Mapping[str, Fields] = field(default_factory=dict)
+    """Relation -> the fields asked for of what is included."""
     limit: int = MAX_LIMIT
     offset: int = 0
 
@@ -76,29 +88,34 @@ class _Reader:
         self.filters: list[Filter] = []
         self.sort: list[tuple[str, bool]] = []
         self.include: list[str] = []
-        self.added: set[str] = set()
-        self.only: set[str] = set()
+        self.fields: dict[str, tuple[set[str], set[str]]] = {}
+        """Relation, or "" for the resource itself -> (added, only)."""
         self.limit, self.offset = known.limit, 0
 
     def query(self) -> Query:
         if self.issues:
             names = ", ".join(".".join(i["path"]) for i in self.issues)
             raise Invalid(f"The query is not understood: {names}.", issues=self.issues)
-        only = frozenset(self.only | self.added) if self.only else None
+        chosen = {
+            relation: Fields(frozenset(added), frozenset(only | added) if only else None)
+            for relation, (added, only) in self.fields.items()
+        }
+        own = chosen.pop("", Fields())
         return Query(
             tuple(self.filters),
             tuple(self.sort),
             tuple(dict.fromkeys(self.include)),
-            frozenset(self.added),
-            only,
+            own.added,
+            own.only,
+            chosen,
             self.limit,
             self.offset,
         )
 
     def take(self, key: str, value: str) -> None:
         match = _KEY.fullmatch(key)
-        if not match or len(value) > 4096:
-            self._refuse(key[:64], "is not known")
+        if not match or len(value) > 4096 or "\0" in value:
+            self._refuse(key[:64].replace("\0", ""), "is not known")
             return
         bracket, name, plain = match.groups()
         if bracket in ("filter", "filters"):
@@ -149,12 +166,14 @@ class _Reader:
         if relation is not None and relation not in self.known.includes:
             self._refuse(f"fields.{relation}", "cannot be included")
             return
+        allowed = self.known.fields if relation is None else self.known.related.get(relation, frozenset())
+        added, only = self.fields.setdefault(relation or "", (set(), set()))
         for part in filter(None, value.split(",")):
             name = part.lstrip("+").strip()
-            if relation is None and name not in self.known.fields:
-                self._refuse(f"fields.{name[:64]}", "is not a field")
-            elif relation is None:
-                (self.added if part.startswith(("+", " ")) else self.only).add(name)
+            if name not in allowed:
+                self._refuse(f"fields.{relation + '.' if relation else ''}{name[:64]}", "is not a field")
+            else:
+                (added if part.startswith(("+", " ")) else only).add(name)
 
     def _refuse(self, path: str, why: str) -> None:
         self.issues.append(issue(path, f"'{path}' {why}.", "unknown"))

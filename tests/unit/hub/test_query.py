@@ -28,7 +28,7 @@ def test_everything_at_once() -> None:
             Filter("age", "le", ("3",)),
             Filter("project.id", "in", ("1", None)),
         ),
-        (("name", True),), ("project",), frozenset({"email"}), None, 10, 20,
+        (("name", True),), ("project",), frozenset({"email"}), None, {}, 10, 20,
     )  # fmt: skip
 
 
