@@ -148,7 +148,7 @@ def announced(study: Study, node: Node) -> Deliver:
 
 def acknowledge(node: Node) -> None:
     """All that waits for this node."""
-    node("POST", "/messenger/ack", 202, json={"seqs": [item["seq"] for item in node.get(WAY)]})
+    node("POST", "/messenger/messages/ack", 202, json={"seqs": [item["seq"] for item in node.get(WAY)]})
 
 
 def acknowledged(plane: Plane, node: Node) -> None:

@@ -95,7 +95,7 @@ def test_a_put_that_dies_halfway_is_repeated_and_delivered_once(prepared: object
     a("PUT", "/messenger/messages", 202, content=envelope)
     (item,) = c.get("/messenger/messages")
     assert c("GET", f"/messenger/messages/{a.id}/{msg_id.hex()}", 200) == envelope
-    c("POST", "/messenger/ack", 202, json={"seqs": [item["seq"]]})
+    c("POST", "/messenger/messages/ack", 202, json={"seqs": [item["seq"]]})
     assert c.get("/messenger/messages") == []
     for client in opened:
         client.close()

@@ -153,7 +153,7 @@ def test_forty_megabytes_go_through_unchanged(running: tuple[Study, bytes]) -> N
     assert c("GET", path, 200) == envelope
     b.refused(404, "GET", path)
     study.researcher.refused(403, "GET", path)
-    c("POST", "/messenger/ack", 202, json={"seqs": [item.seq]})
+    c("POST", "/messenger/messages/ack", 202, json={"seqs": [item.seq]})
     c.refused(404, "GET", path)
 
 
@@ -220,7 +220,7 @@ def test_a_long_poll_ends_when_something_comes(running: tuple[Study, bytes]) -> 
         item = waiting.result(timeout=15)[0]
     assert item["msgId"] == msg_id.hex()
     assert b("GET", f"/messenger/messages/{a.id}/{msg_id.hex()}", 200) == envelope
-    b("POST", "/messenger/ack", 202, json={"seqs": [item["seq"]]})
+    b("POST", "/messenger/messages/ack", 202, json={"seqs": [item["seq"]]})
 
 
 def test_only_nodes_use_the_relay(running: tuple[Study, bytes]) -> None:

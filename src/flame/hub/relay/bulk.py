@@ -30,8 +30,8 @@ from flame.crypto.envelope import MAX_HEADER
 from flame.hub.columns import check_id
 from flame.hub.identity.sessions import actor_of_bearer
 from flame.hub.problems import body_of, status_of
+from flame.hub.relay.bodies import store_large
 from flame.hub.relay.intake import Addressed, take_envelope
-from flame.hub.relay.routes import store_large
 from flame.model.errors import FlameError, Invalid, Malformed, NotAllowed, NotFound, Unavailable
 from flame.protocol.control import INLINE_BYTES
 from flame.storage.mailbox import Delivery

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -11,13 +11,16 @@ from flame.crypto.announce import Announcement
 from flame.crypto.envelope import peek_head
 from flame.hub.relay.runs import RunFacts
 from flame.model.errors import Invalid, Malformed, NotAllowed, Refused
-from flame.storage.mailbox import Letter
+from flame.protocol.control import INLINE_BYTES, Put
+from flame.storage.mailbox import Delivery, Letter
 
 if TYPE_CHECKING:
+    from flame.hub.authorisation import Actor
     from flame.hub.state import HubState
 
 SIGNATURE = 64
 LETTERBOX_SECONDS = 30 * 24 * 3600
+MAX_ACKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,44 @@ class Addressed:
 
     letter: Letter
     recipients: tuple[str, ...]
+
+
+def node_of(actor: Actor) -> str:
+    """Whose mailbox it is. Raises NotAllowed: people and analyses have none, and write into none."""
+    if actor.node is None:
+        raise NotAllowed("Only nodes use the relay.")
+    return actor.node
+
+
+async def judge(hub: HubState, node: str, frame: Put) -> Addressed:
+    """A small letter, whole. Raises what forbids it."""
+    if len(frame.body) > INLINE_BYTES:
+        raise Invalid(f"More than {INLINE_BYTES} bytes do not go this way.", next_step="Use PUT /messenger/messages.")
+    if frame.kind == "announce":
+        addressed = await take_announcement(hub, node, frame.msg_id, frame.body)
+    elif frame.kind == "envelope":
+        found, _ = await take_envelope(hub, node, frame.body, len(frame.body))
+        addressed = Addressed(replace(found.letter, body=frame.body), found.recipients)
+    else:
+        raise Invalid(f"The kind '{frame.kind[:40]}' is not known.")
+    if (addressed.letter.msg_id, addressed.letter.run) != (frame.msg_id, frame.run):
+        raise Malformed("The message id or run that is named is not that of what it carries.")
+    return addressed
+
+
+async def store(hub: HubState, addressed: Addressed) -> bool:
+    """Make a letter durable and wake its recipients; False when it was there already."""
+    seqs = await hub.mailbox.put(addressed.letter, addressed.recipients)
+    for recipient, seq in (seqs or {}).items():
+        hub.channels.stored(recipient, Delivery(seq, addressed.letter))
+    return seqs is not None
+
+
+def acknowledged(hub: HubState, node: str, seqs: list[int]) -> None:
+    """Raises Malformed for what cannot be an acknowledgement."""
+    if len(seqs) > MAX_ACKS or any(not 0 < seq < 1 << 62 for seq in seqs):
+        raise Malformed(f"An acknowledgement names at most {MAX_ACKS} numbers.")
+    hub.acknowledged(node, seqs)
 
 
 async def take_envelope(hub: HubState, node: str, data: bytes, size: int) -> tuple[Addressed, int]:
