@@ -1,12 +1,16 @@
 """The transparency log's arithmetic: RFC 6962 Merkle trees over hashed leaves.
 
 Proof algorithms are those of RFC 9162, 2.1 (the same trees, the verification written out).
+
+A tree of any size is made of *perfect* subtrees, and a perfect subtree never changes once its last leaf is there.
+Whoever keeps their hashes (`Frontier.grow` names those that a new leaf completes) proves anything from a few of them:
+a proof over n leaves reads and computes O(log n) hashes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flame.crypto.keys import IdentityKey, PublicKey
@@ -61,15 +65,20 @@ class Frontier:
 
     def append(self, leaf: bytes) -> int:
         """Add a leaf's hash; returns its index."""
+        self.grow(leaf)
+        return self.size - 1
+
+    def grow(self, leaf: bytes) -> list[bytes]:
+        """Add a leaf's hash; returns the hashes of the perfect subtrees that it completes, of 2 leaves, of 4, of 8 …"""
         _check_hash(leaf)
-        index, node = self.size, leaf
-        size = index
+        node, size, completed = leaf, self.size, []
         while size & 1:
             node = node_hash(self._peaks.pop(), node)
+            completed.append(node)
             size >>= 1
         self._peaks.append(node)
-        self.size = index + 1
-        return index
+        self.size += 1
+        return completed
 
     def root(self) -> bytes:
         """The root over all leaves so far, 32 bytes."""
@@ -88,41 +97,93 @@ def root_of(leaf_hashes: Sequence[bytes], size: int | None = None) -> bytes:
     return _subtree(leaf_hashes, 0, end) if end else EMPTY_ROOT
 
 
-def inclusion_proof(leaf_hashes: Sequence[bytes], index: int, size: int) -> list[bytes]:
-    """The path from leaf `index` to the root of the tree of the first `size` leaves, lowest sibling first."""
-    if not 0 <= index < size <= len(leaf_hashes):
-        raise Invalid(f"There is no leaf {index} in a tree of {size} leaves; the log has {len(leaf_hashes)}.")
-    path: list[bytes] = []
+Place = tuple[int, int]
+"""A perfect subtree: (level, index). It covers the leaves from index * 2**level to (index + 1) * 2**level."""
+Span = tuple[int, int]
+"""Leaves from … to (exclusive), aligned as the subtrees of RFC 6962 are."""
+ReadNodes = Callable[[Sequence[Place]], Mapping[Place, bytes]]
+"""Fetches the stored hashes of perfect subtrees, all that are asked for at once."""
+
+
+def prove_inclusion(read: ReadNodes, index: int, size: int, have: int) -> list[bytes]:
+    """The path from leaf `index` to the root of the tree of the first `size` of `have` leaves, lowest sibling first."""
+    if not 0 <= index < size <= have:
+        raise Invalid(f"There is no leaf {index} in a tree of {size} leaves; the log has {have}.")
+    spans: list[Span] = []
     start, end = 0, size
     while end - start > 1:
         middle = start + _split(end - start)
         if index < middle:
-            path.append(_subtree(leaf_hashes, middle, end))
+            spans.append((middle, end))
             end = middle
         else:
-            path.append(_subtree(leaf_hashes, start, middle))
+            spans.append((start, middle))
             start = middle
-    return path[::-1]
+    return _hashes_of(read, spans[::-1])
 
 
-def consistency_proof(leaf_hashes: Sequence[bytes], old: int, new: int) -> list[bytes]:
+def prove_consistency(read: ReadNodes, old: int, new: int, have: int) -> list[bytes]:
     """Shows that the tree of the first `new` leaves continues that of the first `old`; empty for 0 and for equal."""
-    _check_range(old, new, len(leaf_hashes))
+    _check_range(old, new, have)
     if old in (0, new):
         return []
-    path: list[bytes] = []
+    spans: list[Span] = []
     start, end, whole = 0, new, True  # whole: the old tree's part of this subtree is the old root itself
     while old != end:
         middle = start + _split(end - start)
         if old <= middle:
-            path.append(_subtree(leaf_hashes, middle, end))
+            spans.append((middle, end))
             end = middle
         else:
-            path.append(_subtree(leaf_hashes, start, middle))
+            spans.append((start, middle))
             start, whole = middle, False
     if not whole:
-        path.append(_subtree(leaf_hashes, start, end))
-    return path[::-1]
+        spans.append((start, end))
+    return _hashes_of(read, spans[::-1])
+
+
+def root_from(read: ReadNodes, size: int) -> bytes:
+    """The root over the first `size` leaves."""
+    return _hashes_of(read, [(0, size)])[0] if size else EMPTY_ROOT
+
+
+def inclusion_proof(leaf_hashes: Sequence[bytes], index: int, size: int) -> list[bytes]:
+    """`prove_inclusion` over a list that holds every leaf's hash."""
+    return prove_inclusion(_in_memory(leaf_hashes), index, size, len(leaf_hashes))
+
+
+def consistency_proof(leaf_hashes: Sequence[bytes], old: int, new: int) -> list[bytes]:
+    """`prove_consistency` over a list that holds every leaf's hash."""
+    return prove_consistency(_in_memory(leaf_hashes), old, new, len(leaf_hashes))
+
+
+def _hashes_of(read: ReadNodes, spans: Sequence[Span]) -> list[bytes]:
+    covers = [_cover(start, end) for start, end in spans]
+    nodes = read([place for cover in covers for place in cover])
+    hashes = []
+    for cover in covers:
+        node = nodes[cover[-1]]
+        for place in reversed(cover[:-1]):
+            node = node_hash(nodes[place], node)
+        hashes.append(node)
+    return hashes
+
+
+def _cover(start: int, end: int) -> list[Place]:
+    """The perfect subtrees that make up a span, from left to right: one per set bit of its length."""
+    places = []
+    while start < end:
+        level = (end - start).bit_length() - 1
+        places.append((level, start >> level))
+        start += 1 << level
+    return places
+
+
+def _in_memory(leaf_hashes: Sequence[bytes]) -> ReadNodes:
+    def read(places: Sequence[Place]) -> dict[Place, bytes]:
+        return {(level, index): _subtree(leaf_hashes, index << level, (index + 1) << level) for level, index in places}
+
+    return read
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:

@@ -1,34 +1,73 @@
-"""The transparency log: append-only, RFC 6962. A leaf is written in the transaction of what it tells about."""
+"""The transparency log: append-only, RFC 6962. A leaf is written in the transaction of what it tells about.
+
+Each leaf's row keeps the hashes of the perfect subtrees that it completes, so that an append, a proof of inclusion and
+a proof of consistency each touch O(log n) hashes, however long the log is.
+"""
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, union_all, update
 
 from flame.crypto.keys import IdentityKey
 from flame.crypto.signatures import sign_event
-from flame.crypto.translog import EMPTY_ROOT, Frontier, TreeHead, leaf_hash, sign_tree_head
+from flame.crypto.translog import (
+    EMPTY_ROOT,
+    Frontier,
+    Place,
+    TreeHead,
+    leaf_hash,
+    prove_consistency,
+    prove_inclusion,
+    sign_tree_head,
+)
+from flame.hub.analyses.tables import analyses, runs
 from flame.hub.audit.tables import frontier, leaves
+from flame.hub.projects.tables import projects
+from flame.model.errors import Invalid, Malformed
 from flame.protocol.documents import Event, SignedEvent, stamp
+
+MAX_TYPE: Final = 40
+MAX_SUBJECT: Final = 128
+_KNOWN_PROJECTS: Final = 10_000
+_BATCH: Final = 1000
+
+# built once: what is built anew for each leaf costs more than the database does
+_BY_HASH = select(leaves.c.idx, leaves.c.root, leaves.c.time).where(leaves.c.hash == bindparam("wanted"))
+_NEWEST = select(leaves.c.idx, leaves.c.root, leaves.c.time).order_by(leaves.c.idx.desc()).limit(1)
+_EDGE = select(frontier.c.state).where(frontier.c.id == 1).with_for_update()
+_NEW_LEAF = insert(leaves)
+_NEW_EDGE = insert(frontier)
+_MOVE_EDGE = update(frontier).where(frontier.c.id == 1).values(state=bindparam("edge"))
+_PROJECT_OF = union_all(
+    select(analyses.c.project_id).where(analyses.c.id == bindparam("subject")),
+    select(analyses.c.project_id)
+    .join(runs, runs.c.analysis_id == analyses.c.id)
+    .where(runs.c.id == bindparam("subject")),
+    select(projects.c.id).where(projects.c.id == bindparam("subject")),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """That an event stands in the log: its place, and a signed tree head that includes it."""
+    """That an event stands in the log: its place, and a tree head that includes it."""
 
     index: int
     leaf_hash: bytes
     head: TreeHead
-    signature: bytes
+    key: IdentityKey
 
     def wire(self) -> dict[str, Any]:
-        return {"index": self.index, "leafHash": self.leaf_hash.hex(), "head": head_wire(self.head, self.signature)}
+        """In JSON, the head signed by the hub."""
+        signed = head_wire(self.head, sign_tree_head(self.key, self.head))
+        return {"index": self.index, "leafHash": self.leaf_hash.hex(), "head": signed}
 
 
 class AuditLog:
@@ -36,6 +75,7 @@ class AuditLog:
 
     def __init__(self, key: IdentityKey) -> None:
         self._key = key
+        self._projects: dict[str, str] = {}
 
     def tell(self, connection: Connection, what: str, subject: str, facts: Mapping[str, Any]) -> Receipt:
         """Record something that the hub itself has done, signed by the hub."""
@@ -48,37 +88,145 @@ class AuditLog:
             nonce=secrets.token_hex(16),
         )
         signed = SignedEvent(event.encoded().decode(), sign_event(self._key, event.digest).hex())
-        return self.append(connection, signed, event.signer)
+        leaf = signed.leaf()
+        return self._add(connection, event, leaf, leaf_hash(leaf))
 
-    def append(self, connection: Connection, signed: SignedEvent, signer: str) -> Receipt:
-        """Add a leaf (its signature was checked by the caller). The same leaf again gives the same receipt."""
+    def append(self, connection: Connection, signed: SignedEvent, event: Event) -> Receipt:
+        """Add a leaf for `event`, the content of `signed`, whose signature the caller has checked.
+
+        The same leaf again gives the same receipt.
+        """
         leaf = signed.leaf()
         hashed = leaf_hash(leaf)
-        known = connection.execute(select(leaves).where(leaves.c.hash == hashed)).first()
+        known = connection.execute(_BY_HASH, {"wanted": hashed}).first()
         if known is not None:
-            return self._receipt(known.idx, hashed, TreeHead(known.idx + 1, known.root, known.time))
-        state = connection.execute(select(frontier.c.state)).scalar()
+            return Receipt(known.idx, hashed, TreeHead(known.idx + 1, known.root, known.time), self._key)
+        return self._add(connection, event, leaf, hashed)
+
+    def _add(self, connection: Connection, event: Event, leaf: bytes, hashed: bytes) -> Receipt:
+        if not (0 < len(event.type) <= MAX_TYPE and 0 < len(event.subject) <= MAX_SUBJECT):
+            raise Malformed(f"An event's type has 1 to {MAX_TYPE} characters, its subject 1 to {MAX_SUBJECT}.")
+        project = self._project_of(connection, event.subject)
+        state = connection.execute(_EDGE).scalar()  # taken as late as can be: other processes wait for it
         edge = Frontier.from_state(state) if state else Frontier()
-        index = edge.append(hashed)
+        completed = edge.grow(hashed)
         head = TreeHead(edge.size, edge.root(), int(time.time()))
-        connection.execute(
-            insert(leaves).values(idx=index, leaf=leaf, hash=hashed, signer=signer, root=head.root, time=head.created)
-        )
-        change = update(frontier) if state else insert(frontier)
-        connection.execute(change.values(id=1, state=edge.state()))
-        return self._receipt(index, hashed, head)
+        row = {
+            "idx": edge.size - 1, "leaf": leaf, "hash": hashed, "signer": event.signer, "root": head.root,
+            "time": head.created, "nodes": b"".join(completed), "type": event.type, "subject": event.subject,
+            "project_id": project,
+        }  # fmt: skip
+        connection.execute(_NEW_LEAF, row)
+        if state:
+            connection.execute(_MOVE_EDGE, {"edge": edge.state()})
+        else:
+            connection.execute(_NEW_EDGE, {"id": 1, "state": edge.state()})
+        return Receipt(edge.size - 1, hashed, head, self._key)
+
+    def _project_of(self, connection: Connection, subject: str) -> str | None:
+        known = self._projects.get(subject)
+        if known is None:
+            known = connection.execute(_PROJECT_OF, {"subject": subject}).scalar()
+            if known is not None:
+                if len(self._projects) >= _KNOWN_PROJECTS:
+                    self._projects.clear()
+                self._projects[subject] = known
+        return known
 
     def head(self, connection: Connection) -> tuple[TreeHead, bytes]:
         """The newest tree head and the hub's signature on it."""
-        newest = select(leaves.c.idx, leaves.c.root, leaves.c.time).order_by(leaves.c.idx.desc()).limit(1)
-        row = connection.execute(newest).first()
+        row = connection.execute(_NEWEST).first()
         head = TreeHead(row.idx + 1, row.root, row.time) if row else TreeHead(0, EMPTY_ROOT, 0)
         return head, sign_tree_head(self._key, head)
-
-    def _receipt(self, index: int, hashed: bytes, head: TreeHead) -> Receipt:
-        return Receipt(index, hashed, head, sign_tree_head(self._key, head))
 
 
 def head_wire(head: TreeHead, signature: bytes) -> dict[str, Any]:
     """A tree head in JSON: `time` in seconds since 1970."""
     return {"size": head.size, "root": head.root.hex(), "time": head.created, "signature": signature.hex()}
+
+
+# --------------------------------------------------------------------------------------------------------------- proofs
+
+
+def inclusion(connection: Connection, index: int, size: int) -> tuple[bytes, list[bytes]]:
+    """The hash of leaf `index`, and its path in the tree of the first `size` leaves."""
+    nodes = _StoredNodes(connection)
+    path = prove_inclusion(nodes, index, size, _count(connection))
+    return nodes([(0, index)])[0, index], path
+
+
+def consistency(connection: Connection, old: int, new: int) -> list[bytes]:
+    """The proof that the first `new` leaves continue the first `old`."""
+    return prove_consistency(_StoredNodes(connection), old, new, _count(connection))
+
+
+def _count(connection: Connection) -> int:
+    return int(connection.execute(select(func.coalesce(func.max(leaves.c.idx), -1))).scalar_one()) + 1
+
+
+class _StoredNodes:
+    """Perfect subtrees by (level, index): level 0 is a leaf's hash, the others stand in the row of their last leaf."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        rows = {((index + 1) << level) - 1 for level, index in places}
+        wanted = select(leaves.c.idx, leaves.c.hash, leaves.c.nodes).where(leaves.c.idx.in_(rows))
+        found = {row.idx: row.hash + (row.nodes or b"") for row in self._connection.execute(wanted)}
+        return {(level, index): self._node(found, level, index) for level, index in places}
+
+    def _node(self, found: Mapping[int, bytes], level: int, index: int) -> bytes:
+        node = found.get(((index + 1) << level) - 1, b"")[32 * level : 32 * (level + 1)]
+        if len(node) != 32:
+            raise Invalid(
+                "The hub's log lacks entries that it once had: there is no proof.",
+                next_step="The hub's operator: `flame hub doctor`, and compare with an exported log.",
+            )
+        return node
+
+
+# ------------------------------------------------------------------------------------------- what the hub checks itself
+
+
+def read_leaves(connection: Connection, start: int = 0, end: int | None = None) -> Iterator[Any]:
+    """The rows of leaves, in order, a batch at a time."""
+    while end is None or start < end:
+        wanted = select(leaves).where(leaves.c.idx >= start).order_by(leaves.c.idx).limit(_BATCH)
+        rows = connection.execute(wanted if end is None else wanted.where(leaves.c.idx < end)).all()
+        if not rows:
+            return
+        yield from rows
+        start = rows[-1].idx + 1
+
+
+def first_bad_leaf(connection: Connection) -> str | None:
+    """What is wrong with the stored log, in words that name the first entry; None when all of it fits together."""
+    edge = Frontier()
+    for row in read_leaves(connection):
+        if row.idx != edge.size:
+            return f"Entry {edge.size} is missing."
+        if leaf_hash(row.leaf) != row.hash:
+            return f"Entry {row.idx} is not what was written: its hash is another one."
+        completed = b"".join(edge.grow(row.hash))
+        if edge.root() != row.root or (row.nodes or b"") != completed:
+            return f"Entry {row.idx} does not stand where it was written: the root over the entries is another one."
+    state = connection.execute(select(frontier.c.state)).scalar()
+    if (state or Frontier().state()) != edge.state():
+        return f"The log ends after {edge.size} entries; it was once longer, or another one."
+    return None
+
+
+def complete(connection: Connection) -> None:
+    """A log that an earlier release wrote gets the columns that it lacks. Nothing of a leaf is changed."""
+    newest = connection.execute(select(leaves.c.nodes, leaves.c.type).order_by(leaves.c.idx.desc()).limit(1)).first()
+    if newest is None or (newest.nodes is not None and newest.type):
+        return
+    edge = Frontier()
+    change = update(leaves).where(leaves.c.idx == bindparam("at"))
+    for row in list(read_leaves(connection)):
+        event = json.loads(json.loads(row.leaf)["event"])
+        values = {"nodes": b"".join(edge.grow(row.hash)), "type": event["type"][:MAX_TYPE]}
+        values["subject"] = event["subject"][:MAX_SUBJECT]
+        project = connection.execute(_PROJECT_OF, {"subject": event["subject"]}).scalar()
+        connection.execute(change.values(**values, project_id=project), {"at": row.idx})

@@ -21,6 +21,7 @@ from flame.hub.audit.resources import ENTRY
 from flame.hub.audit.tables import leaves
 from flame.hub.authorisation import Actor, readable_log
 from flame.hub.identity.sessions import authenticate
+from flame.hub.members.routes import keep_endorsement
 from flame.hub.nodes.routes import node_key
 from flame.hub.problems import wrong
 from flame.hub.query import parse
