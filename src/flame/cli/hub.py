@@ -58,7 +58,8 @@ def _rows(given: dict[str, Any]) -> list[dict[str, Any]]:
             source = "command line"
         else:
             source = "environment" if variable in os.environ else "default"
-        shown = "(set)" if "password" in field.name and isinstance(value, str) else value
+        secret = field.name == "database_url" or "password" in field.name
+        shown = "(set)" if secret and isinstance(value, str) else value
         rows.append(
             {"setting": variable, "value": shown if isinstance(shown, int | None) else str(shown), "from": source}
         )

@@ -28,6 +28,7 @@ from flame.hub.identity.tokens import Tokens
 from flame.hub.members.routes import ROUTES as MEMBERS
 from flame.hub.nodes.routes import ROUTES as NODES
 from flame.hub.objects.routes import ROUTES as OBJECTS
+from flame.hub.openapi import openapi_routes
 from flame.hub.problems import HANDLERS
 from flame.hub.projects.routes import ROUTES as PROJECTS
 from flame.hub.registry.routes import ROUTES as REGISTRY
@@ -36,7 +37,7 @@ from flame.hub.relay.routes import ROUTES as RELAY
 from flame.hub.relay.runs import Runs
 from flame.hub.resources import answer
 from flame.hub.state import HubState
-from flame.model.errors import NotFound
+from flame.model.errors import Invalid, NotFound
 from flame.storage.engine import Database
 from flame.storage.mailbox import SqlMailbox
 from flame.storage.objects import LocalObjects
@@ -66,6 +67,7 @@ ROUTES: list[BaseRoute] = [
     *(Route(path, root, methods=["GET"]) for path in ("/", "/core/", "/storage/", "/messenger/", "/telemetry/")),
     Route("/healthz", healthz, methods=["GET"]),
 ]
+ROUTES += openapi_routes(ROUTES)
 
 
 def open_hub(settings: Settings) -> tuple[HubState, str | None]:
@@ -75,8 +77,7 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
     """
     settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = _key(settings.dir / "keys" / "hub.pem")
-    database = Database(settings.dir / "hub.db", bytes_max=settings.storage_bytes_max)
-    database.open()
+    database = open_database(settings)
     hub = HubState(
         settings=settings,
         database=database,
@@ -89,6 +90,28 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         runs=Runs(database),
     )
     return hub, database.write_blocking(lambda c: first_start(c, hub.log, settings.admin_password))
+
+
+def open_database(settings: Settings) -> Database:
+    """SQLite below the directory, or the PostgreSQL that the settings name. Raises Invalid, Conflict, Unavailable."""
+    if settings.database_url is None:
+        database = Database(settings.dir / "hub.db", bytes_max=settings.storage_bytes_max)
+    else:
+        from flame.storage.postgresql import database_url
+
+        database = Database(database_url(settings.database_url, _secret(settings.database_password_file)))
+    database.open()
+    return database
+
+
+def _secret(path: Path | None) -> str | None:
+    """The first line of a file that holds a secret. Raises Invalid."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"The password file {path} cannot be read: {type(error).__name__}.") from None
 
 
 def _key(path: Path) -> IdentityKey:

@@ -24,7 +24,8 @@ class Settings:
 
     port: 0 takes a free one (``DIR/hub.json`` says which). bulk_port: a second port, for large envelopes alone, served
     by threads (0: a free one); nodes hear of it from the hub. Without one they go over the first. Not while recording. password_file: write the first admin's generated password to
-    ``DIR/admin-password`` (mode 0600) instead of showing it once. storage_bytes_max: bytes of kept files, and of the
+    ``DIR/admin-password`` (mode 0600) instead of showing it once. database_url: PostgreSQL instead of ``DIR/hub.db``, as
+    ``postgresql://USER@HOST:PORT/NAME``; database_password_file: the file that holds its password. storage_bytes_max: bytes of kept files, and of the
     database, that are allowed. record: see `flame.hub.recorder`.
     """
 
@@ -36,6 +37,8 @@ class Settings:
     password_file: bool = False
     allow_self_approval: bool = False
     record: Path | None = None
+    database_url: str | None = None
+    database_password_file: Path | None = None
     storage_bytes_max: int | None = None
     token_seconds: int = 3600
     refresh_seconds: int = 30 * 24 * 3600

@@ -1,8 +1,11 @@
-"""The hub's database: one writer thread with natural group commit, readers beside it.
+"""The hub's database: one writer thread with natural group commit, readers beside it; on SQLite or on PostgreSQL.
 
 Features write functions of a SQLAlchemy connection, ``operation(connection) -> value``, and hand them to `write` or
 `read`. Whatever queued while the last commit ran goes into one next transaction, each operation in a savepoint of its
 own; a caller hears of success after the commit. Nothing waits for a timer, and the event loop never commits.
+
+An operation may run more than once before it counts: what PostgreSQL undid by itself (a deadlock, a line that broke
+before the commit) is repeated. So it changes nothing but the database.
 
 The engine is SQLAlchemy's synchronous one behind threads, on purpose: one hand-over per transaction instead of one
 per statement, which is what decides the time of a small message.
@@ -12,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from sqlalchemy import URL, Connection, Engine, Integer, MetaData, String, Table, insert, select
 from sqlalchemy import Column as Col
-from sqlalchemy import Connection, Engine, Integer, MetaData, String, Table, create_engine, event, insert, select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
-from flame.model.errors import Conflict, Exhausted, FlameError, Unavailable
+from flame.model.errors import Conflict, Exhausted, Invalid, Unavailable
+from flame.storage import sqlite
 from flame.storage.failpoints import declare, reached
 
 T = TypeVar("T")
@@ -34,6 +37,10 @@ SCHEMA_VERSION: Final = 1
 MAX_GROUP: Final = 256
 MAX_LAZY: Final = 256
 _READERS: Final = 4
+_ATTEMPTS: Final = 4
+_UNDONE: Final = ("40001", "40P01")
+"""PostgreSQL's codes for a transaction that it has undone because of another one: serialisation, deadlock."""
+_DISK_FULL: Final = "53100"
 
 metadata = MetaData()
 """The one metadata on which every feature's tables live."""
@@ -56,15 +63,23 @@ class _Job:
 
 
 class Database:
-    """One SQLite file (WAL, ``synchronous=FULL``) with one writer thread and a few reading threads.
+    """One SQLite file (WAL, ``synchronous=FULL``) or PostgreSQL database; one writer thread, a few reading threads.
 
-    bytes_max: the file grows no further than this (Exhausted); None: as far as the disk goes.
+    where: the file, or the URL (`storage.postgresql.database_url`). bytes_max: the file grows no further than this
+    (Exhausted); None: as far as the disk goes. PostgreSQL's own limits hold for PostgreSQL.
     """
 
-    def __init__(self, path: Path, *, bytes_max: int | None = None) -> None:
-        self._path = path
-        self._writer = _sqlite(path, begin="BEGIN IMMEDIATE", bytes_max=bytes_max)
-        self._reader = _sqlite(path, begin="BEGIN", read_only=True)
+    def __init__(self, where: Path | URL, *, bytes_max: int | None = None) -> None:
+        self.url = where if isinstance(where, URL) else None
+        """Where PostgreSQL is; None: this is SQLite."""
+        if isinstance(where, Path):
+            self._writer: Engine = sqlite.writer(where, bytes_max=bytes_max)
+            self._reader: Engine = sqlite.reader(where, connections=_READERS)
+        else:
+            from flame.storage import postgresql
+
+            self._writer = postgresql.writer(where)
+            self._reader = postgresql.reader(where, connections=_READERS)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="db-read")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lazy: list[_Job] = []
@@ -73,17 +88,12 @@ class Database:
         self._thread = threading.Thread(target=self._serve, name="db-write", daemon=True)
 
     def open(self) -> None:
-        """Create what is missing and start the writer. Raises Conflict for a file of a newer release."""
-        with self._writer.begin() as connection:
-            metadata.create_all(connection)
-            version = connection.execute(select(_schema.c.id)).scalar()
-            if version is None:
-                connection.execute(insert(_schema).values(id=SCHEMA_VERSION, release="0.1"))
-            elif version != SCHEMA_VERSION:
-                raise Conflict(
-                    f"The database has schema {version}; this release knows {SCHEMA_VERSION}.",
-                    next_step="Start the release that wrote it.",
-                )
+        """Create what is missing and start the writer. Raises Conflict for the schema of a newer release."""
+        try:
+            with self._writer.begin() as connection:
+                _prepare(connection)
+        except OperationalError as error:
+            raise _translated(error) from None
         self._thread.start()
 
     async def write(self, operation: Operation[T], label: str | None = None) -> T:
@@ -115,12 +125,19 @@ class Database:
             await self.write(_nothing)
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run on a read-only connection, in a thread; sees everything that was committed."""
+        """Run on a read-only connection, in a thread; sees everything that was committed, as of one moment."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_blocking, operation)
 
     def read_blocking(self, operation: Operation[T]) -> T:
-        with self._reader.begin() as connection:
-            return operation(connection)
+        try:
+            return self._read(operation)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise _translated(error) from error
+        try:
+            return self._read(operation)  # the server was started anew: the pool has let its old lines go
+        except DBAPIError as error:
+            raise _translated(error) from error
 
     def close(self) -> None:
         """Finish what was handed in, then close. Safe to call twice."""
@@ -136,6 +153,10 @@ class Database:
         self._reader.dispose()
         self._writer.dispose()
 
+    def _read(self, operation: Operation[T]) -> T:
+        with self._reader.begin() as connection:
+            return operation(connection)
+
     def _submit(self, operation: Operation[T], label: str | None) -> Future[T]:
         reply: Future[T] = Future()
         with self._lock:
@@ -145,12 +166,21 @@ class Database:
         return reply
 
     def _serve(self) -> None:
-        with self._writer.connect() as connection:
-            last = False
-            while not last:
-                group, last = self._next_group()
-                if group:
-                    _commit(connection, group)
+        last = False
+        connection: Connection | None = None
+        while not last:
+            group, last = self._next_group()
+            group = [job for job in group if job.reply.set_running_or_notify_cancel()]
+            if not group:
+                continue
+            try:
+                connection = connection or self._writer.connect()
+            except Exception as error:  # noqa: BLE001 - the server is away: every caller hears of it
+                _fail(group, error)
+                continue
+            _commit(connection, group)
+        if connection is not None:
+            connection.close()
 
     def _next_group(self) -> tuple[list[_Job], bool]:
         group: list[_Job] = []
@@ -172,105 +202,115 @@ class Database:
         return lazy + group, last
 
 
+def _prepare(connection: Connection) -> None:
+    metadata.create_all(connection)
+    version = connection.execute(select(_schema.c.id)).scalar()
+    if version is None:
+        connection.execute(insert(_schema).values(id=SCHEMA_VERSION, release="0.1"))
+    elif version != SCHEMA_VERSION:
+        raise Conflict(
+            f"The database has schema {version}; this release knows {SCHEMA_VERSION}.",
+            next_step="Start the release that wrote it.",
+        )
+
+
 def _nothing(connection: Connection) -> None:
     return None
 
 
 def _commit(connection: Connection, group: Sequence[_Job]) -> None:
     """One transaction for the group; every reply is given after the commit, never before."""
-    if len(group) == 1:
-        _commit_alone(connection, group[0])
+    for attempt in range(1, _ATTEMPTS + 1):
+        group = [job for job in group if not job.reply.done()]  # its own mistake was told at once
+        try:
+            done = _attempt(connection, group)
+        except Exception as error:  # noqa: BLE001 - whatever it was, every caller of the group hears of it
+            _undo(connection)
+            if attempt < _ATTEMPTS and isinstance(error, DBAPIError) and _repeatable(error):
+                continue
+            _fail(group, error)
+            return
+        for label in _labels(group):
+            reached(f"hub.{label}.after-commit")
+        for job, value in done:
+            job.reply.set_result(value)
         return
-    done: list[tuple[_Job, object]] = []
-    labels = {job.label for job in group if job.label}
-    try:
-        with connection.begin():
-            for job in group:
-                _run(connection, job, done)
-            for label in labels:
-                reached(f"hub.{label}.before-commit")
-    except Exception as error:  # noqa: BLE001 - whatever it was, every caller of the group hears of it
-        connection.invalidate() if connection.in_transaction() else None
+
+
+def _attempt(connection: Connection, group: Sequence[_Job]) -> list[tuple[_Job, object]]:
+    transaction = connection.begin()
+    if len(group) == 1:  # the common case of a quiet hub: the transaction is the operation's own, without a savepoint
+        done: list[tuple[_Job, object]] = [(group[0], group[0].run(connection))]
+    else:
+        done = []
         for job in group:
-            if not job.reply.done():
-                job.reply.set_exception(_translated(error))
-        return
-    for label in labels:
-        reached(f"hub.{label}.after-commit")
-    for job, value in done:
-        job.reply.set_result(value)
-
-
-def _commit_alone(connection: Connection, job: _Job) -> None:
-    """The common case of a quiet hub: the transaction is the operation's own, and needs no savepoint."""
-    if not job.reply.set_running_or_notify_cancel():
-        return
+            _run(connection, job, done)
+    for label in _labels(group):
+        reached(f"hub.{label}.before-commit")
     try:
-        with connection.begin():
-            value = job.run(connection)
-            if job.label:
-                reached(f"hub.{job.label}.before-commit")
-    except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it through the reply
-        connection.invalidate() if connection.in_transaction() else None
-        job.reply.set_exception(_translated(error))
-        return
-    if job.label:
-        reached(f"hub.{job.label}.after-commit")
-    job.reply.set_result(value)
+        transaction.commit()
+    except DBAPIError as error:
+        if _sqlstate(error) in _UNDONE:
+            raise
+        raise _translated(error, "It is not known whether it was stored.") from error  # so it is not repeated here
+    return done
 
 
 def _run(connection: Connection, job: _Job, done: list[tuple[_Job, object]]) -> None:
-    if not job.reply.set_running_or_notify_cancel():
-        return
     savepoint = connection.begin_nested()
     try:
         value = job.run(connection)
         savepoint.commit()
-    except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it through the reply
+    except Exception as error:
+        if isinstance(error, DBAPIError) and _repeatable(error):
+            raise
         job.reply.set_exception(_translated(error))
         savepoint.rollback()  # raises when SQLite has rolled back everything (disk full): then the whole group fails
         return
     done.append((job, value))
 
 
-def _translated(error: BaseException) -> BaseException:
-    if isinstance(error, FlameError) or not isinstance(error, OperationalError):
+def _undo(connection: Connection) -> None:
+    transaction = connection.get_transaction()
+    if transaction is not None:
+        try:
+            transaction.rollback()
+        except DBAPIError:  # the line is broken, or SQLite has rolled back by itself
+            connection.invalidate()
+            transaction.close()
+
+
+def _fail(group: Sequence[_Job], error: BaseException) -> None:
+    for job in group:
+        if not job.reply.done():
+            job.reply.set_exception(_translated(error))
+
+
+def _labels(group: Sequence[_Job]) -> set[str]:
+    return {job.label for job in group if job.label}
+
+
+def _repeatable(error: DBAPIError) -> bool:
+    """Whether nothing of the transaction counts, and another try may succeed."""
+    return error.connection_invalidated or _sqlstate(error) in _UNDONE
+
+
+def _translated(error: BaseException, state: str = "Nothing was stored.") -> BaseException:
+    if isinstance(error, DataError):
+        return Invalid("A value is too long, too large, or holds a character that cannot be stored.")
+    if not isinstance(error, OperationalError):
         return error
-    if "full" in str(error.orig):
+    if "full" in str(error.orig) or _sqlstate(error) == _DISK_FULL:
         return Exhausted(
             "The hub's disk is full; nothing was stored.", next_step="Ask the hub's operator for space, then repeat."
         )
-    return Unavailable("The hub's database was busy; nothing was stored.", next_step="Repeat the request.")
+    return Unavailable(f"The hub's database was busy or away. {state}", next_step="Repeat the request.")
 
 
-def _sqlite(path: Path, *, begin: str, read_only: bool = False, bytes_max: int | None = None) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}",
-        pool_size=_READERS if read_only else 1,
-        max_overflow=0,
-        connect_args={"check_same_thread": False, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: sqlite3.Connection, record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout=10000")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        if read_only:
-            connection.execute("PRAGMA query_only=ON")
-        elif bytes_max is not None:
-            (page,) = connection.execute("PRAGMA page_size").fetchone()
-            connection.execute(f"PRAGMA max_page_count={max(64, bytes_max // page)}")
-
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def is_conflict(error: DBAPIError) -> bool:
     """Whether a statement failed because something with this unique name is there already."""
-    return "UNIQUE" in str(error.orig)
+    return isinstance(error, IntegrityError) and (_sqlstate(error) == "23505" or "UNIQUE" in str(error.orig))

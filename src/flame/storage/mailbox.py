@@ -28,10 +28,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import Column as Col
-from sqlalchemy.dialects.sqlite import insert
 
 from flame.model.errors import Conflict, Exhausted
 from flame.storage.engine import Database, metadata
+from flame.storage.upsert import upsert as insert
 
 
 @dataclass(frozen=True, slots=True)
