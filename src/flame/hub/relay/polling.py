@@ -124,12 +124,12 @@ async def _stored(hub: HubState, frame: Put, judged: Addressed | FlameError) -> 
 async def poll(request: Request) -> Response:
     """``GET /messenger/messages?wait=SECONDS&after=SEQ&news=CURSOR``: what waits, and what has changed.
 
-    ``news``: the last answer's ``news.cursor``. ``news.missed``: more has changed than is known here; look at everything.
+    ``news``: the last answer's ``news.cursor``; without one, from now on. ``news.missed``: more has changed than is known here; look at everything.
     """
     hub = hub_of(request)
     node = node_of(await authenticate(request))
     seconds, after = _number(request, "wait", MAX_WAIT), int(_number(request, "after", 1 << 62))
-    cursor = request.query_params.get("news", "")
+    cursor = request.query_params.get("news") or hub.channels.cursor()
     await _show_online(hub, node)
     with hub.channels.listening(node) as woken:
         waiting = await hub.mailbox.waiting(node, after, POLL_LETTERS)
