@@ -105,7 +105,7 @@ async def create_analysis(request: Request) -> Response:
 
     def store(connection: Connection) -> dict[str, Any]:
         project = raw_row(connection, actor, PROJECT, project_id)
-        demand(actor, Action.UPDATE, project_facts(connection, project.id))
+        demand(actor, Action.CREATE, project_facts(connection, project.id))
         if values.get("master_image_id"):
             raw_row(connection, actor, MASTER_IMAGE, values["master_image_id"])
         elif project.master_image_id:

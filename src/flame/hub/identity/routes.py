@@ -271,7 +271,7 @@ async def create_user(request: Request) -> Response:
     realm = body.realm_id or actor.realm
     demand(actor, Action.CREATE, Realm(realm))
     values = body.given()
-    names, password = values.pop("roles", ["researcher"]), values.pop("password", None)
+    names, password = values.pop("roles", []), values.pop("password", None)
     values |= {"name": text(body.name, "name", least=1, most=128), "realm_id": realm}
     values["password_hash"] = await hash_in_thread(_password(password)) if password else None
     row = fresh(**values)
@@ -337,8 +337,11 @@ def _give_roles(connection: Connection, actor: Actor, user: str, names: list[str
             raise wrong("roles", f"There is no role '{name[:40]}' for people.", f"Known: {', '.join(sorted(ROLES))}.")
         if name == "admin":
             demand(actor, Action.CREATE, Hub())
-        role = connection.execute(select(roles.c.id).where(roles.c.name == name)).scalar_one()
-        connection.execute(insert(user_roles).values(**fresh(user_id=user, role_id=role)))
+        role = connection.execute(
+            select(roles.c.id).where(roles.c.name == name, roles.c.built_in.is_(True))
+        ).scalar_one()
+        realm = connection.execute(select(users.c.realm_id).where(users.c.id == user)).scalar_one()
+        connection.execute(insert(user_roles).values(**fresh(user_id=user, role_id=role, user_realm_id=realm)))
 
 
 # ------------------------------------------------------------------------------------------------------- keys of people

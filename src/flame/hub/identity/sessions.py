@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, literal, select, union_all
 
 from flame.hub.analyses.tables import analyses
 from flame.hub.authorisation import Actor
-from flame.hub.identity.tables import clients, roles, sessions, user_roles, users
+from flame.hub.identity.permissions import OF_ANALYSES, OF_NODES
+from flame.hub.identity.tables import (
+    client_permissions,
+    client_roles,
+    clients,
+    permissions,
+    role_permissions,
+    roles,
+    sessions,
+    user_permissions,
+    user_roles,
+    users,
+)
 from flame.hub.nodes.tables import nodes
 from flame.hub.state import HubState, hub_of
 from flame.model.errors import NotAuthenticated
@@ -40,6 +52,11 @@ def actor_of(connection: Connection, kind: str, subject: str, session: str) -> A
     )
     if connection.execute(alive).first() is None:
         raise NotAuthenticated("This session has ended.", next_step=_WHO)
+    return actor_of_subject(connection, kind, subject)
+
+
+def actor_of_subject(connection: Connection, kind: str, subject: str) -> Actor:
+    """A person or a client as they are now. Raises NotAuthenticated for what is gone or not active."""
     return _user(connection, subject) if kind == "user" else _client(connection, subject)
 
 
@@ -47,9 +64,8 @@ def _user(connection: Connection, subject: str) -> Actor:
     row = connection.execute(select(users).where(users.c.id == subject, users.c.active.is_(True))).first()
     if row is None:
         raise NotAuthenticated("This account is not active.", next_step="Ask an administrator of your realm.")
-    names = select(roles.c.name).join(user_roles, user_roles.c.role_id == roles.c.id)
-    held = connection.execute(names.where(user_roles.c.user_id == subject)).scalars()
-    return Actor("user", row.id, row.name, row.realm_id, frozenset(held))
+    held, allowed = rights_of(connection, "user", subject)
+    return Actor("user", row.id, row.name, row.realm_id, held, permissions=allowed)
 
 
 def _client(connection: Connection, subject: str) -> Actor:
@@ -58,4 +74,28 @@ def _client(connection: Connection, subject: str) -> Actor:
         raise NotAuthenticated("This client is not active.", next_step="Ask an administrator of its realm.")
     node = connection.execute(select(nodes.c.id).where(nodes.c.client_id == subject)).scalar()
     analysis = connection.execute(select(analyses.c.id).where(analyses.c.client_id == subject)).scalar()
-    return Actor("client", row.id, row.name, row.realm_id, node=node, analysis=analysis)
+    _, allowed = rights_of(connection, "client", subject)
+    allowed |= (OF_NODES if node else frozenset()) | (OF_ANALYSES if analysis else frozenset())
+    return Actor("client", row.id, row.name, row.realm_id, node=node, analysis=analysis, permissions=allowed)
+
+
+def rights_of(
+    connection: Connection, kind: Literal["user", "client"], subject: str
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The default roles, and the permissions known here, that somebody holds.
+
+    What a realm has made itself carries a name of its own choice, and confers nothing by that name.
+    """
+    given_roles, given = (user_roles, user_permissions) if kind == "user" else (client_roles, client_permissions)
+    mine = select(given_roles.c.role_id).where(given_roles.c[f"{kind}_id"] == subject)
+    through = select(role_permissions.c.permission_id).where(role_permissions.c.role_id.in_(mine))
+    direct = select(given.c.permission_id).where(given.c[f"{kind}_id"] == subject)
+    built_in = permissions.c.built_in.is_(True) & permissions.c.id.in_(union_all(through, direct))
+    statement = union_all(
+        select(literal("role"), roles.c.name).where(roles.c.id.in_(mine), roles.c.built_in.is_(True)),
+        select(literal("permission"), permissions.c.name).where(built_in),
+    )
+    found: dict[str, set[str]] = {"role": set(), "permission": set()}
+    for what, name in connection.execute(statement):
+        found[what].add(name)
+    return frozenset(found["role"]), frozenset(found["permission"])

@@ -73,7 +73,7 @@ def slug(given: str | UnsetType | None) -> str:
 
 def require_people(actor: Actor) -> None:
     """Projects and analyses are asked for by people who may."""
-    if not actor.has("admin", "realm_admin", "researcher"):
+    if actor.kind != "user" or not actor.can("project_create", "analysis_create"):
         raise NotAllowed("This needs the role 'researcher'.", next_step="Ask an administrator of your realm for it.")
 
 
@@ -177,7 +177,9 @@ async def decide_project_node(request: Request) -> Response:
     def store(connection: Connection) -> tuple[dict[str, Any], str]:
         row = raw_row(connection, actor, PROJECT_NODE, key)
         facts = project_facts(connection, row.project_id)
-        place = Membership(row.node_id, row.node_realm_id, _creators(facts), hub.settings.allow_self_approval)
+        place = Membership(
+            row.node_id, row.node_realm_id, _creators(facts), hub.settings.allow_self_approval, "project"
+        )
         digest = proposal_of(connection, row.project_id).digest.hex()
         public = node_key(connection, actor) if body.approval and actor.node else None
         changed = decide(actor, body, row, Subject("project", digest, row.node_id, place), public)
