@@ -339,7 +339,7 @@ def test_an_outcome_of_text_has_declared_levels() -> None:
     ("column", "values", "kind", "says"),
     [
         ("y", np.arange(200.0), Invalid, "'y' is not binary"),
-        ("y", ["ill"] * 200, Invalid, "'y' is text"),
+        ("y", ["ill"] * 200, Invalid, "'y' is not binary"),
         ("a", ["1"] * 200, Invalid, "'a' holds text"),
         ("a", np.full(200, np.inf), Invalid, "'a' has infinite values"),
         ("a", None, NotFound, "no column 'a'"),

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from flame.model.errors import Exhausted, FlameError, NotAuthenticated, NotFound, Refused, Unavailable
+from flame.model.errors import FlameError, NotAuthenticated, NotFound, Refused, Unavailable
 from flame.wire.values import Buffer
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 120.0
 _MAX_ANSWER = 1 << 20
-_BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 507: Exhausted, 503: Unavailable}
+_BY_STATUS: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 503: Unavailable}
 
 
 class Bulk:

@@ -1,4 +1,8 @@
-"""One WebSocket for control, opened by the node and opened again whenever it breaks; plain HTTP for questions."""
+"""One WebSocket for control, opened by the node and opened again whenever it breaks; plain HTTP for questions.
+
+A proxy that lets no WebSocket through is met by polls over plain HTTP (`link.polling`). Proxies that the environment
+names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) are used for everything.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,26 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flame import __version__
 from flame.crypto.keys import IdentityKey
-from flame.model.errors import Exhausted, FlameError, Malformed, NotAuthenticated, NotFound, Refused, Unavailable
+from flame.model.errors import (
+    Exhausted,
+    FlameError,
+    Incompatible,
+    Malformed,
+    NotAuthenticated,
+    NotFound,
+    Refused,
+    Unavailable,
+)
 from flame.node.link.credentials import token_request
+from flame.node.link.polling import Polling
+from flame.node.link.proxies import proxy_of
 from flame.protocol import control
 
 if TYPE_CHECKING:
@@ -22,6 +38,7 @@ if TYPE_CHECKING:
 Delivered = Callable[[control.Deliver], Awaitable[None]]
 Noticed = Callable[[control.Changed], Awaitable[None]]
 Connected = Callable[[], Awaitable[None]]
+Send = Callable[[control.ToHub], Awaitable[None]]
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 10.0
 ACK_SECONDS = 0.1
@@ -30,8 +47,23 @@ ACKS_AT_ONCE = 1000
 MAX_ANSWER = 16 << 20
 """Bytes of one answer of the hub: a manifest and its surroundings have far fewer."""
 RETRY_SECONDS = 1.0
+RETRY_SECONDS_MOST = 30.0
+GREETING_SECONDS = 10.0
+SOCKET_AGAIN_FIRST, SOCKET_AGAIN_LAST = 5.0, 300.0
+"""Between two attempts to open a WebSocket after all."""
 MAX_LOG_SIZE = 2**53
-_KINDS: dict[str, type[FlameError]] = {k.code: k for k in (Exhausted, NotFound, NotAuthenticated, Unavailable)}
+_AGAIN = (Unavailable.code, Exhausted.code)
+"""A hub whose disk is full is waited for like one that is away; the run's own deadline ends the waiting."""
+_KINDS: dict[str, type[FlameError]] = {k.code: k for k in (NotFound, NotAuthenticated)}
+
+
+_BY_STATUS: dict[int, type[FlameError]] = {
+    k.status: k for k in (Exhausted, Incompatible, NotFound, NotAuthenticated)
+} | {429: Unavailable}
+
+
+def _hello() -> control.Hello:
+    return control.Hello(control.VERSION, __version__, control.OLDEST_READABLE)
 
 
 class Link:
@@ -56,15 +88,16 @@ class Link:
         self._identity = identity
         self._on_deliver, self._on_changed, self._on_connected = on_deliver, on_changed, on_connected
         self._session: aiohttp.ClientSession | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._way: Send | None = None
         self._bearer, self._bearer_until = "", 0.0
         self._bearer_lock = asyncio.Lock()
         self._acks: list[int] = []
-        self._sending: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[bytes, tuple[control.Put, asyncio.Future[None]]] = {}
-        self._again: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self.online = asyncio.Event()
+        self.polls = False
+        """Whether the conversation is held by polls: something on the way lets no WebSocket through."""
         self.last_error = ""
         self.newest_head: tuple[int, bytes] = (0, b"")
         """The newest tree head that has been found to continue all earlier ones (``supervisor.heads``)."""
@@ -80,7 +113,7 @@ class Link:
     # --- control ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the channel open until cancelled."""
+        """Keep the channel open until cancelled: by a WebSocket, or by polls while something on the way lets none through."""
         import aiohttp
 
         delay = _BACKOFF_FIRST
@@ -91,9 +124,9 @@ class Link:
             except (aiohttp.ClientError, OSError, FlameError, TimeoutError) as error:
                 if getattr(error, "status", None) == 401:
                     self._bearer_until = 0.0  # the hub does not know this token any more
-                self.last_error = str(error)
+                self.last_error = str(error) or type(error).__name__
             self.online.clear()
-            self._socket = None
+            self._way = None
             await asyncio.sleep(delay * (0.5 + random.random() / 2))  # noqa: S311 - jitter, not a secret
             delay = min(delay * 2, _BACKOFF_LAST)
 
@@ -118,42 +151,128 @@ class Link:
     def _send_acks(self) -> None:
         seqs, self._acks = self._acks, []
         for first in range(0, len(seqs), ACKS_AT_ONCE):
-            task = self._loop.create_task(self._send(control.Ack(seqs[first : first + ACKS_AT_ONCE])))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._in_background(self._send(control.Ack(seqs[first : first + ACKS_AT_ONCE])))
 
     async def _converse(self) -> None:
         import aiohttp
 
+        try:
+            socket = await self._open_socket()
+        except (aiohttp.ClientConnectorError, FlameError):
+            raise  # there is no hub to be reached, or it has said what it has against us
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 401:
+                raise
+            socket = await self._poll_until_socket(error)
+        await self._converse_by(socket)
+
+    async def _open_socket(self) -> aiohttp.ClientWebSocketResponse:
+        """A WebSocket on which both sides have greeted."""
+        import aiohttp
+
         bearer = await self.bearer()
         url = self.hub.replace("http", "ws", 1) + control.PATH
-        async with (await self._http()).ws_connect(
-            url, headers={"Authorization": f"Bearer {bearer}"}, heartbeat=20, max_msg_size=control.MAX_FRAME, compress=0
-        ) as socket:
-            await socket.send_bytes(control.encode(control.Hello(control.VERSION, __version__)))
-            first = await socket.receive(timeout=30)
-            welcome = control.decode_to_node(first.data) if first.type is aiohttp.WSMsgType.BINARY else None
-            if not isinstance(welcome, control.Welcome):
-                raise Unavailable("The hub did not greet as a hub of ours does.")
-            if not 0 <= welcome.log_size < MAX_LOG_SIZE or len(welcome.log_root) not in (0, 32):
-                raise Malformed("The hub greeted with a tree head that cannot be one.")
-            self.shown_head = (welcome.log_size, welcome.log_root)
-            self.bulk = _same_host(welcome.bulk, self.hub)
-            self._socket, self.last_error = socket, ""
-            self.online.set()
+        socket = await (await self._http()).ws_connect(
+            url,
+            headers={"Authorization": f"Bearer {bearer}"},
+            heartbeat=20,
+            max_msg_size=control.MAX_FRAME,
+            compress=0,
+            proxy=proxy_of(self.hub),
+        )
+        try:
+            await socket.send_bytes(control.encode(_hello()))
+            first = await socket.receive(timeout=GREETING_SECONDS)
+            if first.type is not aiohttp.WSMsgType.BINARY:
+                raise ConnectionResetError("The line ended before the hub had greeted.")
+            self._take_welcome(control.decode_to_node(first.data))
+        except BaseException:
+            await socket.close()
+            raise
+        return socket
+
+    def _take_welcome(self, welcome: control.ToNode) -> None:
+        """Raises Incompatible, Unavailable, Malformed."""
+        if isinstance(welcome, control.Unwelcome):
+            raise Incompatible(welcome.message, next_step=welcome.next_step, code=welcome.code)
+        if not isinstance(welcome, control.Welcome):
+            raise Unavailable("The hub did not greet as a hub of ours does.")
+        control.check_settled(welcome, __version__)
+        if not 0 <= welcome.log_size < MAX_LOG_SIZE or len(welcome.log_root) not in (0, 32):
+            raise Malformed("The hub greeted with a tree head that cannot be one.")
+        self.shown_head = (welcome.log_size, welcome.log_root)
+        self.bulk = _same_host(welcome.bulk, self.hub)
+
+    async def _converse_by(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async def send(frame: control.ToHub) -> None:
+            if not socket.closed:
+                with suppress(ConnectionError, RuntimeError):
+                    await socket.send_bytes(control.encode(frame))
+
+        async with socket:
+            await self._serve(send, self._listen(socket))
+
+    async def _poll_until_socket(self, why: Exception) -> aiohttp.ClientWebSocketResponse:
+        """Something on the way lets no WebSocket through: converse by polls, and try again now and then.
+
+        Raises ``why`` when the hub does not answer plain requests either.
+        """
+        polling = Polling(self.request, self._take)
+        try:
+            self._take_welcome(await polling.greet(_hello()))
+        except Incompatible:
+            raise
+        except FlameError:
+            raise why from None
+        self.polls = True
+
+        async def send(frame: control.ToHub) -> None:
+            polling.hand(frame)
+
+        serving = asyncio.create_task(self._serve(send, polling.converse()))
+        trying = asyncio.create_task(self._socket_again())
+        try:
+            await asyncio.wait({serving, trying}, return_when=asyncio.FIRST_COMPLETED)
+            if not trying.done():
+                serving.result()
+                raise Unavailable("The hub's polls have ended.")
+            return trying.result()
+        finally:
+            self.polls = False
+            serving.cancel()
+            if not trying.done():
+                trying.cancel()
+            await asyncio.gather(serving, trying, return_exceptions=True)
+
+    async def _socket_again(self) -> aiohttp.ClientWebSocketResponse:
+        import aiohttp
+
+        wait = SOCKET_AGAIN_FIRST
+        while True:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, SOCKET_AGAIN_LAST)
+            with suppress(aiohttp.ClientError, OSError, TimeoutError, FlameError):
+                return await self._open_socket()
+
+    async def _serve(self, send: Send, listening: Coroutine[Any, Any, None]) -> None:
+        """One conversation, by whichever way, until it ends. What is not settled yet is handed in again first."""
+        self._way, self.last_error = send, ""
+        self.online.set()
+        listener = asyncio.create_task(listening)
+        greeting = None
+        try:  # a greeting that cannot be finished must not outlive its connection
             for waiting, _ in list(self._waiting.values()):
                 await self._send(waiting)
-            listening = asyncio.create_task(self._listen(socket))
             greeting = asyncio.ensure_future(self._on_connected())
-            try:  # a greeting that cannot be finished must not outlive its connection
-                done, _ = await asyncio.wait({listening, greeting}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-                await listening
-            finally:
-                listening.cancel()
-                greeting.cancel()
-                await asyncio.gather(listening, greeting, return_exceptions=True)
+            done, _ = await asyncio.wait({listener, greeting}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            await listener
+        finally:
+            tasks = [listener] if greeting is None else [listener, greeting]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         import aiohttp
@@ -161,18 +280,27 @@ class Link:
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.BINARY:
                 break
-            frame = control.decode_to_node(message.data)
-            if isinstance(frame, control.Deliver):
-                await self._on_deliver(frame)
-            elif isinstance(frame, control.Changed):
-                await self._on_changed(frame)
-            elif isinstance(frame, control.Stored):
-                self._settle(frame.msg_id, None)
-            elif isinstance(frame, control.Rejected) and frame.code == Unavailable.code:
-                self._loop.call_later(RETRY_SECONDS, self._send_again, frame.msg_id)
-            elif isinstance(frame, control.Rejected):
-                kind = _KINDS.get(frame.code, Refused)
-                self._settle(frame.msg_id, kind(frame.message, next_step=frame.next_step))
+            await self._take(control.decode_to_node(message.data))
+
+    async def _take(self, frame: control.ToNode) -> None:
+        if isinstance(frame, control.Deliver):
+            await self._on_deliver(frame)
+        elif isinstance(frame, control.Changed) and frame.what == "everything":
+            self._in_background(self._look_at_everything())
+        elif isinstance(frame, control.Changed):
+            await self._on_changed(frame)
+        elif isinstance(frame, control.Stored):
+            self._settle(frame.msg_id, None)
+        elif isinstance(frame, control.Rejected) and frame.code in _AGAIN:
+            wait = min(max(RETRY_SECONDS, frame.retry_after), RETRY_SECONDS_MOST)
+            self._loop.call_later(wait, self._send_again, frame.msg_id)
+        elif isinstance(frame, control.Rejected):
+            kind = _KINDS.get(frame.code, Refused)
+            self._settle(frame.msg_id, kind(frame.message, next_step=frame.next_step))
+
+    async def _look_at_everything(self) -> None:
+        with suppress(FlameError):  # the next connection asks again
+            await self._on_connected()
 
     def _settle(self, msg_id: bytes, error: FlameError | None) -> None:
         entry = self._waiting.pop(msg_id, None)
@@ -186,18 +314,17 @@ class Link:
     def _send_again(self, msg_id: bytes) -> None:
         entry = self._waiting.get(msg_id)
         if entry is not None:
-            task = asyncio.create_task(self._send(entry[0]))
-            self._again.add(task)
-            task.add_done_callback(self._again.discard)
+            self._in_background(self._send(entry[0]))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _send(self, frame: control.ToHub) -> None:
         """Send if connected; what must arrive is sent again after the next Welcome."""
-        if self._socket is None or self._socket.closed:
-            return
-        try:
-            await self._socket.send_bytes(control.encode(frame))
-        except (ConnectionError, RuntimeError):
-            return
+        if self._way is not None:
+            await self._way(frame)
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -297,8 +424,7 @@ class Link:
     def _problem(self, status: int, problem: dict[str, Any]) -> FlameError:
         if status == 401:
             self._bearer_until = 0.0  # the hub does not know this token any more: the next call asks for another one
-        kinds: dict[int, type[FlameError]] = {401: NotAuthenticated, 404: NotFound, 507: Exhausted}
-        kind = kinds.get(status, Unavailable if status >= 500 else Refused)
+        kind = _BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
         message = str(problem.get("message", f"HTTP {status}"))
         return kind(message, next_step=str(problem.get("nextStep", "")), status=status)
 
