@@ -41,6 +41,19 @@ NODE = [
     "ALTER TABLE runs ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;",
     # tree heads of the hub's log that were found to continue all earlier ones
     "CREATE TABLE heads(size INTEGER NOT NULL, root BLOB NOT NULL, shown_by TEXT NOT NULL, seen TEXT NOT NULL, PRIMARY KEY(size, root));",
+    # members: first keys behind fingerprints, signed statements about keys, other nodes' confirmations; projects as
+    # they were shown, and what a steward narrowed
+    """
+    CREATE TABLE known_keys(fingerprint TEXT PRIMARY KEY, public TEXT NOT NULL);
+    INSERT INTO known_keys SELECT fingerprint, public FROM members WHERE public != '';
+    CREATE TABLE key_statements(
+        member TEXT NOT NULL, document TEXT NOT NULL, signature TEXT NOT NULL, PRIMARY KEY(member, document, signature));
+    CREATE TABLE endorsements(
+        fingerprint TEXT NOT NULL, event TEXT NOT NULL, signature TEXT NOT NULL, PRIMARY KEY(fingerprint, event, signature));
+    CREATE TABLE projects(id TEXT PRIMARY KEY, digest TEXT NOT NULL, document BLOB NOT NULL, seen TEXT NOT NULL, ended TEXT);
+    """,
+    # the size of the log in which a receipt's entry was shown to be
+    "ALTER TABLE events ADD COLUMN included INTEGER NOT NULL DEFAULT 0;",
 ]
 
 RUN_KEYS = [

@@ -61,6 +61,7 @@ class NodeService:
             "analysesWaiting": sum(row["decision"] == "pending" for row in await self._decisions.analyses()),
             "resultsWaiting": sum(row["state"] == "held" for row in await self._supervisor.releases()),
             "logEventsWaiting": await self._events.waiting(),
+            "log": self._supervisor.log_seen(),
         }
 
     async def analyses(self) -> list[dict[str, Any]]:

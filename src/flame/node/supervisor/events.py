@@ -1,4 +1,8 @@
-"""Leaves for the transparency log: signed here, durable here, handed to the hub until it has given a receipt."""
+"""Leaves for the transparency log: signed here, durable here, handed to the hub until it has given a receipt.
+
+A receipt is a promise. Some time later the hub is asked for the proof that the log of everybody holds the entry; one
+that it cannot give is an alarm, and nothing new starts here.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,15 @@ import asyncio
 import json
 import secrets
 import sqlite3
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import sign_event
-from flame.crypto.translog import TreeHead, leaf_hash, verify_tree_head
-from flame.model.errors import BadSignature, FlameError, Malformed, Unavailable
+from flame.crypto.translog import TreeHead, leaf_hash, verify_inclusion, verify_tree_head
+from flame.model.errors import BadSignature, FlameError, Malformed, Refused, Unavailable
 from flame.node.context import Context, log, now
 from flame.node.supervisor.heads import HUB, Heads
 from flame.protocol.documents import Event, SignedEvent
@@ -21,6 +26,9 @@ from flame.protocol.freeze import format_time
 
 RETRY_SECONDS = 2.0
 """Between attempts at a hub that is there and cannot do it now."""
+CHECK_SECONDS = 5.0
+"""After which a receipt is checked: not while a run waits for its start."""
+RECEIPT = "receipt"
 
 
 class Events:
@@ -49,17 +57,75 @@ class Events:
         self._wake.set()
 
     async def run(self) -> None:
+        """Hand over what waits, and check the receipts for it a little later, until cancelled."""
+        owed = True  # receipts from before this start
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             try:
-                await self._send_all()
-            except Unavailable:
-                await asyncio.sleep(RETRY_SECONDS)
-                await self._context.link.online.wait()
-                self._wake.set()
-            except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node
-                log.exception("log events could not be sent")
+                async with asyncio.timeout(CHECK_SECONDS if owed else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                owed = await self._attempt(self.check_receipts)
+                continue
+            self._wake.clear()
+            await self._attempt(self._send_all)
+            owed = True
+
+    async def _attempt(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Whether something is left to be checked."""
+        try:
+            return await work()
+        except Unavailable:
+            await asyncio.sleep(RETRY_SECONDS)
+            await self._context.link.online.wait()
+            self._wake.set()
+        except Refused as error:
+            log.error("log events: %s", error)
+        except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node
+            log.exception("log events could not be sent or checked")
+        return True
+
+    async def check_receipts(self) -> bool:
+        """Ask for the proof that each entry with a receipt stands in the newest log; whether some could not be asked yet.
+
+        Raises Refused and lets nothing new start when one does not.
+        """
+        size, root = self._context.link.newest_head
+        left = False
+        for id_, event, signature, receipt in await self._context.journal.read(_unchecked):
+            index, leaf = int(json.loads(receipt)["index"]), leaf_hash(SignedEvent(event, signature).leaf())
+            if index >= size:  # the head that it came with is not believed yet
+                left = True
+                continue
+            try:
+                verify_inclusion(leaf, index, size, await self._inclusion(index, size), root)
+            except Refused as error:
+                self._missing(event, index, size, root, error)
+                raise
+            await self._context.journal.execute("UPDATE events SET included = ? WHERE id = ?", size, id_)
+        if self._heads is not None:
+            self._heads.over(HUB, RECEIPT)
+        return left
+
+    async def _inclusion(self, index: int, size: int) -> list[bytes]:
+        try:
+            answer = await self._context.link.request("GET", f"/core/audit/inclusion?index={index}&size={size}")
+        except FlameError as error:
+            if error.fields.get("status") == 400:  # the hub itself says that there is no such entry
+                raise Refused(f"the hub says: {error.message}") from None
+            raise Unavailable(f"The hub gives no proof for a receipt of its own: {error.message}") from None
+        try:
+            return [bytes.fromhex(step) for step in answer["data"]["proof"]]
+        except (KeyError, TypeError, ValueError):
+            raise Refused("the hub's proof cannot be read") from None
+
+    def _missing(self, event: str, index: int, size: int, root: bytes, error: FlameError) -> None:
+        said = msgspec.json.decode(event)
+        words = (
+            f"The hub has signed a receipt for the entry {index} of its log ({said['type']} of {said['subject']}), and the log "
+            f"that it shows now ({size} entries, root {root.hex()[:16]}…) does not hold it: {error.message}"
+        )
+        if self._heads is not None:
+            self._heads.alarm(words, HUB, RECEIPT)
 
     async def waiting(self) -> int:
         return int(
@@ -70,7 +136,7 @@ class Events:
             )[0]
         )
 
-    async def _send_all(self) -> None:
+    async def _send_all(self) -> bool:
         rows = await self._context.journal.read(_unsent)
         head: TreeHead | None = None
         for id_, event, signature in rows:
@@ -88,6 +154,7 @@ class Events:
             await self._context.journal.execute("UPDATE events SET receipt = ? WHERE id = ?", json.dumps(receipt), id_)
         if head is not None and self._heads is not None:
             await self._heads.take(head.size, head.root, HUB)
+        return True
 
     def _checked(self, receipt: Any, sent: SignedEvent) -> TreeHead:
         """The tree head of a receipt, when it is for this event and signed by the hub's key. Raises BadSignature, Malformed."""
@@ -105,3 +172,9 @@ class Events:
 
 def _unsent(connection: sqlite3.Connection) -> list[tuple[int, str, str]]:
     return connection.execute("SELECT id, event, signature FROM events WHERE receipt IS NULL ORDER BY id").fetchall()
+
+
+def _unchecked(connection: sqlite3.Connection) -> list[tuple[int, str, str, str]]:
+    return connection.execute(
+        "SELECT id, event, signature, receipt FROM events WHERE receipt IS NOT NULL AND included = 0 ORDER BY id LIMIT 200"
+    ).fetchall()

@@ -1,12 +1,14 @@
 """The tree heads that this node has seen: a hub that edits, shortens or forks its log meets them again.
 
 The newest head is durable. Every other head, the hub's at each connection, one with each receipt, and those that peers
-sign into their announcements, must continue it or be continued by it; the hub is asked for the proof.
+sign into their announcements, must continue it or be continued by it; the hub is asked for the proof. While one does
+not, nothing new starts here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from flame.crypto.translog import verify_consistency
 from flame.model.errors import FlameError, Malformed, Refused, Unavailable
@@ -14,61 +16,109 @@ from flame.node.context import Context, log, now
 from flame.protocol.freeze import format_time
 
 HUB = "the hub"
+NEXT_STEP = "Entries were changed, removed or shown differently. Compare heads with another hospital by telephone."
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Why the hub's log is not believed, and who gave the reason."""
+
+    words: str
+    shown_by: str
+    kind: str = "head"
+    """head, or receipt"""
 
 
 class Heads:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = asyncio.Lock()
-        self.broken = ""
+        self._alarms: dict[tuple[str, str], Alarm] = {}
+        self._unproven = ""
+
+    @property
+    def broken(self) -> str:
         """Why the hub's log is not believed any more; empty while it is. Nothing new starts then."""
+        return next((alarm.words for alarm in self._alarms.values()), "")
+
+    def demand(self) -> None:
+        """Raises Refused (``log_forked``) while the log is not believed, Unavailable while a proof is still owed."""
+        if self.broken:
+            raise Refused(f"Nothing starts here: {self.broken}", next_step=NEXT_STEP, code="log_forked")
+        if self._unproven:
+            raise Unavailable(self._unproven)
 
     async def load(self) -> None:
         rows = await self._context.journal.rows("SELECT size, root FROM heads ORDER BY size DESC LIMIT 1")
         if rows:
             self._context.link.newest_head = (rows[0][0], bytes(rows[0][1]))
 
+    def shown(self) -> dict[str, object]:
+        """For the node's status: the newest head, and what is wrong."""
+        size, root = self._context.link.newest_head
+        return {"entries": size, "root": root.hex(), "alarm": self.broken}
+
     async def take(self, size: int, root: bytes, shown_by: str) -> None:
         """A head that somebody shows. Raises Refused (``log_forked``) when it and the newest do not fit together,
         Unavailable when the hub cannot be asked now."""
         async with self._lock:
             own_size, own_root = self._context.link.newest_head
-            if size == 0 or (size, root) == (own_size, own_root):
-                return
-            if own_size:
+            if own_size and (size, root) != (own_size, own_root):
                 await self._compare(size, root, own_size, own_root, shown_by)
+            if shown_by == HUB:
+                self._unproven = ""
+            self.over(shown_by)
             if size > own_size:
                 await self._keep(size, root, shown_by)
 
+    def alarm(self, words: str, shown_by: str, kind: str = "head") -> None:
+        """Remember, and tell the node's log, why the hub's log is not believed."""
+        if self._alarms.get((shown_by, kind)) != (told := Alarm(words, shown_by, kind)):
+            log.error("ALARM: %s", words)
+        self._alarms[shown_by, kind] = told
+
+    def over(self, shown_by: str, kind: str = "head") -> None:
+        """Proof from whoever was the reason ends an alarm: what this node has seen stands in the log that is shown now."""
+        if self._alarms.pop((shown_by, kind), None):
+            log.warning("The log that %s shows holds what this node has seen: that alarm is over.", shown_by)
+
     async def _compare(self, size: int, root: bytes, own_size: int, own_root: bytes, shown_by: str) -> None:
+        other = f"{size} entries, root {root.hex()[:16]}…" if size else "no entries"
+        seen = f"{own_size} entries, root {own_root.hex()[:16]}…"
         try:
             if size == own_size:
-                raise Refused(f"it has the root {root.hex()[:16]}… at the same number of entries")
+                raise Refused("two different roots over the same number of entries.")
+            if size == 0:  # an empty log continues into every other: from the hub itself it is a log that was emptied
+                if shown_by != HUB:
+                    return
+                raise Refused("what was there is gone.")
             # an earlier head is no fault: a receipt may be overtaken by what a peer has seen since; a proof joins them
             (low, low_root), (high, high_root) = sorted([(size, root), (own_size, own_root)])
             proof = await self._proof(low, high)
             verify_consistency(low, low_root, high, high_root, proof)
-        except Unavailable:
-            raise
-        except FlameError as error:
-            self.broken = (
-                f"The log that {shown_by} shows does not continue the one that this node has seen "
-                f"({own_size} entries, root {own_root.hex()[:16]}…): {error.message}"
+        except Unavailable as error:
+            words = (
+                f"No proof joins the log that {shown_by} shows ({other}) to the one that this node has seen ({seen})"
             )
-            log.error("ALARM: %s", self.broken)
-            raise Refused(
-                self.broken,
-                next_step="Entries were changed, removed or shown differently. Compare heads with another hospital by telephone.",
-                code="log_forked",
-            ) from None
+            if shown_by == HUB:
+                self._unproven = f"{words}: {error.message}"
+            raise Unavailable(f"{words}: {error.message}") from None
+        except FlameError as error:
+            words = (
+                f"The log that {shown_by} shows ({other}) does not continue the one that this node has seen "
+                f"({seen}): {error.message}"
+            )
+            self.alarm(words, shown_by)
+            raise Refused(words, next_step=NEXT_STEP, code="log_forked") from None
 
     async def _proof(self, low: int, high: int) -> list[bytes]:
         try:
             answer = await self._context.link.request("GET", f"/core/audit/consistency?old={low}&new={high}")
-        except (
-            FlameError
-        ) as error:  # no proof is not a wrong proof: one may come later, and until then nothing is believed
-            raise Unavailable(f"The hub gives no proof that its log continues: {error.message}") from None
+        except FlameError as error:
+            if error.fields.get("status") == 400:  # the hub itself says that it has no such entries any more
+                raise Refused(f"the hub says: {error.message}") from None
+            # no proof is not a wrong proof: one may come later, and until then nothing is believed
+            raise Unavailable(f"the hub gives none: {error.message}") from None
         try:
             return [bytes.fromhex(step) for step in answer["data"]["proof"]]
         except (KeyError, TypeError, ValueError):

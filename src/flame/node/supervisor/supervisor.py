@@ -107,6 +107,10 @@ class Supervisor:
 
     # --- from the steward -------------------------------------------------------------------------------------------
 
+    def log_seen(self) -> dict[str, object]:
+        """The newest head of the hub's log that is believed here, and why it is not believed any more."""
+        return self._heads.shown()
+
     async def decided(self, analysis: str) -> None:
         self._look_again.put_nowait(analysis)
 
@@ -206,9 +210,6 @@ class Supervisor:
     async def _consider(self, analysis: str, manifest: bytes, signature: str | None, row: dict[str, Any]) -> None:
         from flame.crypto.canonical import digest
 
-        if self._heads.broken:
-            raise Refused(f"Nothing starts here: {self._heads.broken}", code="log_forked")
-
         order_text = str(row["order"]).encode()
         run = digest(order_text).hex()
         stopping = row.get("state") == "stopping"
@@ -217,6 +218,7 @@ class Supervisor:
             return
         if run in self.active or row.get("state") not in ("ordered", "stopping") or await self._known(run):
             return
+        self._heads.demand()
         if not self._context.policy.autostart:
             log.info("run %s waits for `flame node start`", run[:12])
             return
