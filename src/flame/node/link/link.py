@@ -57,9 +57,9 @@ _AGAIN = (Unavailable.code, Exhausted.code)
 _KINDS: dict[str, type[FlameError]] = {k.code: k for k in (NotFound, NotAuthenticated)}
 
 
-_BY_STATUS: dict[int, type[FlameError]] = {
-    k.status: k for k in (Exhausted, Incompatible, NotFound, NotAuthenticated)
-} | {429: Unavailable}
+_BY_STATUS: dict[int, type[FlameError]] = {k.status: k for k in (Incompatible, NotFound, NotAuthenticated)} | {
+    429: Unavailable
+}
 
 
 def _hello() -> control.Hello:
