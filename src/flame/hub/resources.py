@@ -235,7 +235,15 @@ def _include(connection: Connection, actor: Actor, resource: Resource, query: Qu
 def _order(resource: Resource, query: Query) -> list[ColumnElement[Any]]:
     default = (resource.default_sort.lstrip("-"), resource.default_sort.startswith("-"))
     chosen = [*(query.sort or [default]), ("id", False)]
-    return [(desc if down else asc)(resource.fields[name]) for name, down in chosen if name in resource.fields]
+    return [_sorted(resource.fields[name], down) for name, down in chosen if name in resource.fields]
+
+
+def _sorted(column: ColumnElement[Any], down: bool) -> ColumnElement[Any]:
+    """What has no value comes first, on PostgreSQL as on SQLite."""
+    ordered = desc(column) if down else asc(column)
+    if not getattr(column, "nullable", True):
+        return ordered
+    return ordered.nulls_last() if down else ordered.nulls_first()
 
 
 def _condition(actor: Actor, resource: Resource, wanted: Filter) -> ColumnElement[bool]:
@@ -270,11 +278,11 @@ def _found(column: ColumnElement[Any], wanted: Filter) -> ColumnElement[bool]:
             there = column.in_([value for value in values if value is not None])
             found = or_(column.is_(None), there) if None in values else there
         case "contains":
-            found = column.contains(one, autoescape=True)
+            found = column.icontains(one, autoescape=True)  # as SQLite does: PostgreSQL's LIKE tells capitals apart
         case "starts":
-            found = column.startswith(one, autoescape=True)
+            found = column.istartswith(one, autoescape=True)
         case "ends":
-            found = column.endswith(one, autoescape=True)
+            found = column.iendswith(one, autoescape=True)
         case "lt":
             found = column < one
         case "le":
