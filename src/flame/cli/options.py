@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{2,63}")
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_SHORTEST: Final = 3  # a node's name at the hub, by FLAME's API
 
 
 def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tuple[Site, ...]:
-    """``NAME=PATH``, repeated; a folder stands for the one table in it. Raises Invalid, NotFound."""
+    """``NAME=PATH``, repeated; a folder stands for the one table in it. Raises Invalid, NotFound.
+
+    A name of one or two characters becomes ``site-NAME``.
+    """
     from flame.lab.federation import Site
 
     sites = []
     for text in texts:
         name, equals, path = text.partition("=")
-        if equals and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]?", name):
-            raise Invalid(
-                f"The name '{name}' in --site {text[:100]!r} is too short for NAME=PATH: it needs 3 characters or more.",
-                next_step="Take a longer name, as in --site Mainz=mainz.csv.",
-            )
         if not equals or not _NAME.fullmatch(name):
             raise Invalid(
                 f"--site {text[:100]!r} is not NAME=PATH.",
-                next_step="A name has 3 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
+                next_step="A name has 1 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
             )
-        sites.append(Site(name, _table(name, Path(path).expanduser(), endings).absolute()))
+        named = name if len(name) >= _SHORTEST else f"site-{name}"
+        sites.append(Site(named, _table(name, Path(path).expanduser(), endings).absolute()))
     for number, site in enumerate(sites):
         same = [other.name for other in sites[:number] if other.name.lower() == site.name.lower()]
         if same:

@@ -78,7 +78,7 @@ def test_no_federation_is_said_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Mainz", "=x.csv", "../up=x.csv", "a b=x.csv", "-x=x.csv", "ab=x.csv", "a" * 65 + "=x.csv", "a/b/c=x.csv"]
+    "text", ["Mainz", "=x.csv", "../up=x.csv", "a b=x.csv", "-x=x.csv", "a" * 65 + "=x.csv", "a/b/c=x.csv"]
 )
 def test_names_of_sites_are_names_of_directories(text: str) -> None:
     with pytest.raises(Invalid, match="NAME=PATH"):
@@ -104,8 +104,7 @@ def test_the_wrong_name_of_a_site_is_named(tmp_path: Path) -> None:
         read_sites([f"Mainz={file}", f"Ulm={file}", f"MAINZ={file}"])
     with pytest.raises(Invalid, match="--site Hub has the name"):
         read_sites([f"Hub={file}"])
-    with pytest.raises(Invalid, match=r"'Ma' .* too short"):
-        read_sites([f"Ma={file}"])
+    assert [site.name for site in read_sites([f"Ma={file}", f"B={file}"])] == ["site-Ma", "site-B"]
 
 
 def test_a_folder_stands_for_its_one_table(tmp_path: Path) -> None:
