@@ -391,6 +391,20 @@ class Link:
                 await self._new_bearer()
             return self._bearer
 
+    def use(self, identity: IdentityKey) -> None:
+        """Another key from now on; the token that there is stays good."""
+        self._identity = identity
+
+    async def try_key(self, identity: IdentityKey) -> None:
+        """Whether the hub knows this key as the node's. Raises NotAuthenticated, Unavailable."""
+        present, self._identity = self._identity, identity
+        try:
+            async with self._bearer_lock:
+                await self._new_bearer()
+        except FlameError:
+            self._identity = present
+            raise
+
     def bearer_blocking(self) -> str:
         """For threads."""
         if time.monotonic() < self._bearer_until:
