@@ -19,7 +19,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="What this hospital offers, and to which projects.", no_args_is_help=True)
 steward_app = typer.Typer(help="Who may decide at this node.", no_args_is_help=True)
+projects_app = typer.Typer(help="The projects that ask for this hospital.", no_args_is_help=True)
+keys_app = typer.Typer(help="This node's own key.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(projects_app, name="projects")
+app.add_typer(keys_app, name="keys")
 app.add_typer(steward_app, name="steward")
 
 DEFAULT_DIRECTORY: Final = Path("~/.flame/node")
@@ -43,6 +47,7 @@ _LISTED: Final = (
     "state",
     "status",
     "decision",
+    "toConfirm",
     "signed",
     "created",
     "expires",
@@ -129,6 +134,13 @@ def show(
 def approve(
     analysis: str,
     comment: Comment = "",
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--condition",
+            help="Narrow it: hold, rounds_max=N, max_bytes=N, runs_max=N, min_rows=N or runtime_minutes=N. Repeatable.",
+        ),
+    ] = None,
     days: Annotated[int | None, typer.Option("--days", help="How long the approval holds.")] = None,
     confirm_unsigned: Annotated[
         bool, typer.Option("--confirm-unsigned", help="Yes, although only the hub says who asks for this.")
@@ -140,6 +152,9 @@ def approve(
 ) -> None:
     """Let an analysis run here, exactly as it stands."""
     with told_errors(json):
+        from flame.node.supervisor.conditions import parse_conditions
+
+        conditions = parse_conditions(condition or ())
         node = _node(dir, token_file)
         id = _id(node, "analyses", analysis)
         shown = node.get("analyses", id)
@@ -153,6 +168,7 @@ def approve(
             "comment": comment,
             "confirmUnsigned": confirm_unsigned,
             "digest": shown["digest"],
+            "conditions": conditions,
         }
         found = node.post("analyses", id, "decision", body=body if days is None else {**body, "days": days})
         Output(json).done("Approved. The approval is signed with this node's key.", found)
@@ -179,38 +195,50 @@ def start(analysis: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = N
         Output(json).done("Started.", node.post("analyses", _id(node, "analyses", analysis), "start"))
 
 
-@app.command()
+@projects_app.command("list")
 def projects(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
     """The projects that ask for this node."""
     with told_errors(json):
-        Output(json).rows(_node(dir, token_file).get("projects"), _LISTED, "No project asks for this node.")
+        columns = ("id", "name", "decision", "toConfirm", "expires", "ended")
+        Output(json).rows(_node(dir, token_file).get("projects"), columns, "No project asks for this node.")
 
 
-@app.command("approve-project")
+@projects_app.command("show")
+def show_project(project: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """What a project proposes: purpose, data, risk, legal basis, runtime, contact; and what was decided here."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        Output(json).document(node.get("projects", _id(node, "projects", project)))
+
+
+@projects_app.command("approve")
 def approve_project(
     project: str,
     comment: Comment = "",
+    days: Annotated[int | None, typer.Option("--days", help="How long the approval holds.")] = None,
     yes: Yes = False,
     dir: Dir = DEFAULT_DIRECTORY,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
-    """Take part in a project. Its analyses still need an approval each."""
+    """Take part in a project, exactly as it is proposed. Its analyses still need an approval each."""
     with told_errors(json):
         node = _node(dir, token_file)
-        row = _one(node.get("projects"), project, "projects")
+        shown = node.get("projects", _id(node, "projects", project))
         if not yes:
-            Output().document(row)
+            Output().document(shown)
             _ask("Take part in this project?")
-        found = node.post("projects", row["id"], "decision", body={"decision": "approved", "comment": comment})
-        Output(json).done("Approved.", found)
+        body: dict[str, Any] = {"decision": "approved", "comment": comment, "digest": shown["digest"]}
+        if days is not None:
+            body["days"] = days
+        Output(json).done("Approved.", node.post("projects", shown["id"], "decision", body=body))
 
 
-@app.command("reject-project")
+@projects_app.command("reject")
 def reject_project(
     project: str, comment: Comment = "", dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False
 ) -> None:
-    """Do not take part in a project, or no longer."""
+    """Do not take part in a project, or no longer: what runs of it is stopped, what it has left here is deleted."""
     with told_errors(json):
         node = _node(dir, token_file)
         id = _id(node, "projects", project)
@@ -219,36 +247,90 @@ def reject_project(
         )
 
 
+@projects_app.command("comment")
+def comment_project(
+    project: str, comment: str, dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False
+) -> None:
+    """Say something about a project to its researcher, without a decision."""
+    with told_errors(json):
+        node = _node(dir, token_file)
+        id = _id(node, "projects", project)
+        Output(json).done(
+            "The researcher can read it.", node.post("projects", id, "comment", body={"comment": comment})
+        )
+
+
 # --- members --------------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def members(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
-    """Nodes, researchers and result keys, and which of them are confirmed here."""
+    """Nodes, researchers and result keys: confirmed here, by two members confirmed here, or not."""
     with told_errors(json):
-        columns = ("name", "kind", "confirmed", "fingerprint", "words", "organisation")
+        columns = ("name", "kind", "confirmed", "keys", "fingerprint", "words")
         Output(json).rows(_node(dir, token_file).get("members"), columns, "No member is known yet.")
 
 
 @app.command()
 def confirm(
+    member: Annotated[str, typer.Argument(help="Whose key it is; a person's two keys get the same name.")],
     fingerprint: Annotated[str, typer.Argument(help="All 64 hex digits, as a source other than the hub gave them.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="What the key belongs to, as `flame node members` names it.")
-    ] = "node",
-    name: Annotated[str, typer.Option("--name", help="Whose key it is.")] = "",
+        str | None,
+        typer.Option("--kind", help="node, researcher or result. (default: what the hub calls it)", show_default=False),
+    ] = None,
     dir: Dir = DEFAULT_DIRECTORY,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
-    """Confirm that a key belongs to a member: by telephone, letter or contract, never by what the hub says."""
+    """Confirm that a key belongs to a member: by telephone, letter or contract, never by what the hub says.
+
+    The confirmation is signed and stands in the log: where two members confirmed at a hospital have confirmed a third,
+    that one counts there too.
+    """
     with told_errors(json):
         digits = "".join(fingerprint.split()).replace(":", "").lower()
-        found = _node(dir, token_file).post("members", body={"fingerprint": digits, "kind": kind, "name": name})
+        body = {"fingerprint": digits, "kind": kind or "", "name": member}
+        found = _node(dir, token_file).post("members", body=body)
         Output(json).document(
             {name: found[name] for name in ("kind", "name", "fingerprint", "words")},
             "Confirmed. The node believed what was typed. If the key's owner has not read this out to you, ask them now:",
         )
+
+
+@app.command()
+def revoke(
+    member: Annotated[str, typer.Argument(help="A name or fingerprint of `flame node members`; 'self' for this node.")],
+    reason: Annotated[str, typer.Option("--reason", help="stolen, lost, left or other.")] = "other",
+    yes: Yes = False,
+    dir: Dir = DEFAULT_DIRECTORY,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Say that a member is none any more. Here it holds at once; elsewhere when a second member has said so too.
+
+    A node that revokes itself is out everywhere, for good: it enrols anew, and every hospital confirms it anew.
+    """
+    with told_errors(json):
+        if not yes:
+            _ask(f"Revoke '{member}'? This cannot be taken back.")
+        found = _node(dir, token_file).post("members", "revocation", body={"member": member, "reason": reason})
+        Output(json).document(found, "Revoked.")
+
+
+@keys_app.command("show")
+def keys_show(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """This node's key: the fingerprint that names it, and the one in use."""
+    with told_errors(json):
+        Output(json).document(_node(dir, token_file).get("keys"))
+
+
+@keys_app.command("rotate")
+def keys_rotate(dir: Dir = DEFAULT_DIRECTORY, token_file: TokenFile = None, json: Json = False) -> None:
+    """Replace this node's key by a new one, signed by the present one. No approval and no confirmation is lost."""
+    with told_errors(json):
+        found = _node(dir, token_file).post("keys", "rotation")
+        Output(json).document(found, "The new key is in use. The node keeps the name of its first key.")
 
 
 # --- runs and releases ----------------------------------------------------------------------------------------------
@@ -453,7 +535,8 @@ def _one(rows: list[dict[str, Any]], wanted: str, kind: str) -> dict[str, Any]:
     exact = [row for row in rows if wanted in (row["id"], row.get("name"), row.get("title"))]
     found = exact or [row for row in rows if len(wanted) >= 4 and str(row["id"]).startswith(wanted)]
     if not found:
-        raise NotFound(f"None of the {kind} here is '{wanted}'.", next_step=f"See `flame node {kind}`.")
+        listed = "projects list" if kind == "projects" else kind
+        raise NotFound(f"None of the {kind} here is '{wanted}'.", next_step=f"See `flame node {listed}`.")
     if len(found) > 1:
         raise Invalid(f"Several of the {kind} here are '{wanted}'.", next_step="Use the whole id.")
     return found[0]

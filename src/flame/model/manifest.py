@@ -73,6 +73,11 @@ class Parameter:
     default: Json
     options: tuple[Json, ...]
     """Values that a start order may choose from; empty: the default only."""
+    range: tuple[Json, ...] = ()
+    """Lowest and highest value that a start order may choose; empty: none but the default and the options."""
+
+    def in_range(self, value: Json) -> bool:
+        return len(self.range) == 2 and _fits(self.type, value) and bool(self.range[0] <= value <= self.range[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +255,19 @@ def _check(m: Manifest) -> None:
             f"parameter {parameter.name[:64]!r}",
             "has a name that is not allowed.",
         )
-        for value in (parameter.default, *parameter.options):
+        for value in (parameter.default, *parameter.options, *parameter.range):
             _require(
                 _fits(parameter.type, value),
                 f"parameter '{parameter.name}'",
                 f"has the value {str(value)[:64]!r}, which is not of the type {parameter.type}.",
             )
+        low, high = parameter.range if len(parameter.range) == 2 else (None, None)
+        ordered = parameter.type in ("number", "integer") and low is not None and low <= parameter.default <= high
+        _require(
+            not parameter.range or bool(ordered),
+            f"parameter '{parameter.name}'",
+            "has a range that is not two numbers with the default between them.",
+        )
     for release in m.releases:
         _require(
             release.name == "*" or bool(_NAME.fullmatch(release.name)),
@@ -413,7 +425,7 @@ def _read_field(kind: Any, name: str, value: Json, where: str) -> Any:
         return tuple(_read(part, item, f"{where}[{i}]") for i, item in enumerate(_list(value, where)))
     if name in _TEXT_LISTS:
         return tuple(_text(item, where) for item in _list(value, where))
-    if kind is Parameter and name == "options":
+    if kind is Parameter and name in ("options", "range"):
         return tuple(_list(value, where))
     if kind is Parameter and name == "default":
         return value

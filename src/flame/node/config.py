@@ -37,6 +37,16 @@ class Layout:
         return self.root / "keys" / "identity.pem"
 
     @property
+    def next_identity(self) -> Path:
+        """While the key is being rotated: the one that follows."""
+        return self.root / "keys" / "identity.next.pem"
+
+    @property
+    def first_key(self) -> Path:
+        """After a rotation: the node's first public key, which names it."""
+        return self.root / "keys" / "first-key"
+
+    @property
     def storage_key(self) -> Path:
         return self.root / "keys" / "storage.key"
 

@@ -41,7 +41,20 @@ class Context:
 
     @property
     def fingerprint(self) -> str:
+        """Of the key in use."""
         return self.identity.public.fingerprint.hex()
+
+    @property
+    def first_key(self) -> str:
+        """The first public key (hex of its PEM text): its fingerprint names the node, whatever key is in use."""
+        path = self.layout.first_key
+        return path.read_text().strip() if path.exists() else self.identity.public.hex_pem
+
+    @property
+    def member(self) -> str:
+        from flame.protocol.roster import fingerprint_of
+
+        return fingerprint_of(self.first_key)
 
 
 def now() -> datetime:

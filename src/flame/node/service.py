@@ -19,6 +19,7 @@ from flame.model.errors import Conflict, FlameError, Invalid, Unavailable
 from flame.node.config import Layout, read_enrolled
 from flame.node.context import Context, log
 from flame.node.egress.policy import read_policy
+from flame.node.enrolment.rotation import rotate, settle
 from flame.node.hooks import UNSEALED, WEAKEN, hook
 from flame.node.link import Bulk, Link
 from flame.node.release.keys import RunKeyStore
@@ -82,6 +83,7 @@ class NodeService:
         days: int | None = None,
         confirm_unsigned: bool = False,
         seen_digest: str = "",
+        conditions: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         answer = await self._decisions.decide(
             analysis,
@@ -91,6 +93,7 @@ class NodeService:
             days or DEFAULT_DAYS,
             confirm_unsigned,
             seen_digest=seen_digest,
+            conditions=conditions,
         )
         if decision == "rejected":
             self._supervisor.stop_all(analysis, self._named(steward))
@@ -106,28 +109,74 @@ class NodeService:
     async def projects(self) -> list[dict[str, Any]]:
         return await self._decisions.projects()
 
-    async def decide_project(self, project: str, decision: str, steward: str, comment: str = "") -> dict[str, Any]:
-        answer = await self._decisions.decide_project(project, _decision(decision), steward, comment)
+    async def project(self, id_: str) -> dict[str, Any]:
+        return await self._decisions.project(id_)
+
+    async def decide_project(
+        self,
+        project: str,
+        decision: str,
+        steward: str,
+        comment: str = "",
+        seen_digest: str = "",
+        days: int | None = None,
+    ) -> dict[str, Any]:
+        took_part = project in await self._decisions.known_projects()
+        answer = await self._decisions.decide_project(
+            project, _decision(decision), steward, comment, days or DEFAULT_DAYS, seen_digest
+        )
         if decision == "rejected":
             self._supervisor.stop_project(project, self._named(steward))
         await self._tell_hub()
+        if decision == "rejected" and took_part:
+            answer["deleted"] = await self._supervisor.forget_project(project, "this hospital has left it")
         return answer
 
+    async def comment_project(self, project: str, comment: str) -> dict[str, Any]:
+        return await self._decisions.comment_project(project, comment)
+
     async def members(self) -> list[dict[str, Any]]:
-        members = await self._decisions.members()
-        return [
-            {
-                "fingerprint": m.fingerprint,
-                "words": fingerprint_words(bytes.fromhex(m.fingerprint)),
-                "kind": m.kind,
-                "name": m.name,
-                "confirmed": True,
-            }
-            for m in members.values()
-        ]
+        known = await self._decisions.members()
+        own = await self._decisions.roster.own()
+        wanted = [(m.fingerprint, m.kind, m.name) for m in known.values()]
+        wanted += [p for p in await self._decisions.named_anywhere() if p[0] not in known and p[0] != own.member]
+        rows = await self._decisions.roster.named(wanted)
+        for row in rows:
+            member = known.get(row["fingerprint"])
+            row["keys"] = len(member.keys) if member is not None else 0
+        return rows
 
     async def confirm(self, fingerprint: str, kind: str, name: str, steward: str) -> dict[str, Any]:
+        if not kind:
+            kind = await self._decisions.roster.kind_at_hub(fingerprint)
         return await self._decisions.confirm(fingerprint, kind, name, steward)
+
+    async def revoke(self, member: str, reason: str, steward: str) -> dict[str, Any]:
+        answer = await self._decisions.roster.revoke(member, reason, steward)
+        await self._supervisor.stop_revoked()
+        return answer
+
+    async def keys(self) -> dict[str, Any]:
+        own = await self._decisions.roster.own()
+        return {
+            "member": own.member,
+            "fingerprint": self._context.fingerprint,
+            "words": fingerprint_words(bytes.fromhex(self._context.fingerprint)),
+            "number": len(own.keys),
+            "revoked": own.revoked,
+        }
+
+    async def rotate_key(self, steward: str) -> dict[str, Any]:
+        if self._supervisor.active:
+            raise Conflict("A run is under way with the present key.", next_step="Rotate when it has ended.")
+        if await self._events.waiting() or not self._context.link.online.is_set():
+            raise Conflict(
+                "The hub has not got everything yet that the present key has signed.",
+                next_step="Repeat it when the node is connected.",
+            )
+        await rotate(self._context, await self._decisions.roster.own())
+        await self._events.add("rotation-done", self._context.member, by=steward, key=self._context.fingerprint)
+        return await self.keys()
 
     async def runs(self) -> list[dict[str, Any]]:
         return await self._supervisor.runs()
@@ -224,6 +273,9 @@ async def _serve(layout: Layout) -> None:
             decisions.run(),
             supervisor.work(),
             supervisor.keep_reporting(),
+            supervisor.follow_news(),
+            supervisor.keep_in_time(),
+            settle(context),
             _probe(context, supervisor),
         )
     ]

@@ -192,13 +192,14 @@ def _data(author: Mapping[str, Any]) -> tuple[DataRequest, ...]:
 
 
 def _parameters(author: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    rows = _rows(author, "parameters", {"name", "type", "default", "options"}) or []
+    rows = _rows(author, "parameters", {"name", "type", "default", "options", "range"}) or []
     return tuple(
         Parameter(
             _typed(row, "parameters", "name", str, None),
             _typed(row, "parameters", "type", str, "text"),
             _default(row),
-            _options(row),
+            _list_of(row, "options"),
+            _list_of(row, "range"),
         )
         for row in rows
     )
@@ -213,11 +214,11 @@ def _default(row: Mapping[str, Any]) -> Any:
     return row["default"]
 
 
-def _options(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    options = row.get("options", [])
-    if not isinstance(options, list):
-        raise Invalid(f"{AUTHOR_FILE}: parameters.options of '{row.get('name')}' is not a list.")
-    return tuple(options)
+def _list_of(row: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    values = row.get(key, [])
+    if not isinstance(values, list):
+        raise Invalid(f"{AUTHOR_FILE}: parameters.{key} of '{row.get('name')}' is not a list.")
+    return tuple(values)
 
 
 def _releases(author: Mapping[str, Any]) -> tuple[Release, ...]:

@@ -56,8 +56,9 @@ class RecordingNode:
         self.asked.append(("code", id))
         return [self.file]
 
-    async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned, seen_digest):
-        self.asked.append(("decide", analysis, decision, steward, comment, days, confirm_unsigned, seen_digest))
+    async def decide(self, analysis, decision, steward, comment, days, confirm_unsigned, seen_digest, conditions):
+        asked = ("decide", analysis, decision, steward, comment, days, confirm_unsigned, seen_digest, conditions)
+        self.asked.append(asked)
         return {"id": analysis, "decision": decision}
 
     async def start(self, analysis, steward):
@@ -66,8 +67,15 @@ class RecordingNode:
     async def projects(self):
         return [{"id": PROJECT, "name": "Lung"}]
 
-    async def decide_project(self, project, decision, steward, comment):
-        self.asked.append(("decide_project", project, decision, steward, comment))
+    async def project(self, id):
+        return {"id": id, "name": "Lung", "digest": SEEN}
+
+    async def comment_project(self, project, comment):
+        self.asked.append(("comment_project", project, comment))
+        return {"id": project, "comment": comment}
+
+    async def decide_project(self, project, decision, steward, comment, seen_digest, days):
+        self.asked.append(("decide_project", project, decision, steward, comment, seen_digest, days))
         return {"id": project, "decision": decision}
 
     async def members(self):
@@ -76,6 +84,17 @@ class RecordingNode:
     async def confirm(self, fingerprint, kind, name, steward):
         self.asked.append(("confirm", fingerprint, kind, name, steward))
         return {"fingerprint": fingerprint, "kind": kind, "name": name, "words": "amber-birch"}
+
+    async def revoke(self, member, reason, steward):
+        self.asked.append(("revoke", member, reason, steward))
+        return {"name": member}
+
+    async def keys(self):
+        return {"member": "c" * 64}
+
+    async def rotate_key(self, steward):
+        self.asked.append(("rotate", steward))
+        return {"member": "c" * 64}
 
     async def runs(self):
         return [{"id": RUN, "state": "running"}]
@@ -173,9 +192,10 @@ def test_it_listens_on_this_machine_alone(served):
 
 def test_a_steward_decides_and_the_node_learns_who(served):
     body = {"decision": "approved", "comment": "fine", "days": 30, "confirmUnsigned": True, "digest": SEEN}
+    body["conditions"] = {"hold": True}
     status, found = served.ask("POST", DECISION, body)
     assert (status, found["decision"]) == (200, "approved")
-    assert served.node.asked == [("decide", ANALYSIS, "approved", "local", "fine", 30, True, SEEN)]
+    assert served.node.asked == [("decide", ANALYSIS, "approved", "local", "fine", 30, True, SEEN, {"hold": True})]
 
 
 @pytest.mark.parametrize("path", ["/api/status", "/api/nothing", "/", "/api/runs/x/output"])
@@ -331,11 +351,14 @@ def test_approving_needs_a_yes_and_takes_the_beginning_of_an_id(flame_node, serv
     assert "   1 | print(1)\n" in asked.stdout, "the program stands above the question"
     assert served.node.asked == [("code", ANALYSIS)]
     served.node.asked.clear()
-    assert flame_node("approve", ANALYSIS[:8], "--yes", "-m", "fine", "--days", "5").exit_code == 0
+    assert (
+        flame_node("approve", ANALYSIS[:8], "--yes", "-m", "fine", "--days", "5", "--condition", "runs_max=2").exit_code
+        == 0
+    )
     assert flame_node("reject", "Survival \x1b[31mred").exit_code == 0
     assert served.node.asked == [
-        ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN),
-        ("decide", ANALYSIS, "rejected", "local", "", None, False, ""),
+        ("decide", ANALYSIS, "approved", "local", "fine", 5, False, SEEN, {"runs_max": 2}),
+        ("decide", ANALYSIS, "rejected", "local", "", None, False, "", {}),
     ]
 
 
@@ -350,11 +373,11 @@ def test_a_program_of_another_manifest_than_the_shown_one_is_an_error(flame_node
 
 
 def test_a_confirmation_shows_what_was_believed(flame_node):
-    said = flame_node("confirm", "abcd" * 16, "--kind", "researcher", "--name", "Ada").stdout
+    said = flame_node("confirm", "Ada", "abcd" * 16, "--kind", "researcher").stdout
     assert "believed what was typed" in said
     for shown in ("abcd" * 16, "amber-birch", "researcher", "Ada"):
         assert shown in said
-    assert json.loads(flame_node("confirm", "abcd" * 16, "--json").stdout)["words"] == "amber-birch"
+    assert json.loads(flame_node("confirm", "Ada", "abcd" * 16, "--json").stdout)["words"] == "amber-birch"
 
 
 def test_the_code_is_shown_where_it_is_asked_for(flame_node):
@@ -366,11 +389,16 @@ def test_the_code_is_shown_where_it_is_asked_for(flame_node):
 def test_commands_reach_every_question_of_the_node(flame_node, served):
     for arguments in (
         ("show", ANALYSIS),
-        ("projects",),
-        ("approve-project", "Lung", "-y"),
-        ("reject-project", "Lung"),
+        ("projects", "list"),
+        ("projects", "show", "Lung"),
+        ("projects", "approve", "Lung", "-y"),
+        ("projects", "reject", "Lung"),
+        ("projects", "comment", "Lung", "Which years?"),
         ("members",),
-        ("confirm", " ".join(["AB:CD"] * 16), "--name", "A"),
+        ("confirm", "A", " ".join(["AB:CD"] * 16), "--kind", "node"),
+        ("revoke", "A", "--reason", "stolen", "-y"),
+        ("keys", "show"),
+        ("keys", "rotate"),
         ("runs",),
         ("run", RUN[:8]),
         ("stop", RUN[:8], "--reason", "full"),
@@ -378,9 +406,12 @@ def test_commands_reach_every_question_of_the_node(flame_node, served):
     ):
         assert flame_node(*arguments).exit_code == 0, arguments
     assert served.node.asked == [
-        ("decide_project", PROJECT, "approved", "local", ""),
-        ("decide_project", PROJECT, "rejected", "local", ""),
+        ("decide_project", PROJECT, "approved", "local", "", SEEN, None),
+        ("decide_project", PROJECT, "rejected", "local", "", "", None),
+        ("comment_project", PROJECT, "Which years?"),
         ("confirm", "abcd" * 16, "node", "A", "local"),
+        ("revoke", "A", "stolen", "local"),
+        ("rotate", "local"),
         ("stop", RUN, "local", "full"),
     ]
 
@@ -393,7 +424,13 @@ def test_a_programs_output_cannot_move_the_cursor(flame_node):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("start", ANALYSIS), 3), (("show", "nothing"), 4), (("confirm", "abc"), 2), (("data", "test", "x"), 4)],
+    [
+        (("start", ANALYSIS), 3),
+        (("show", "nothing"), 4),
+        (("confirm", "A", "abc"), 2),
+        (("approve", ANALYSIS, "-y", "--condition", "only men"), 2),
+        (("data", "test", "x"), 4),
+    ],
 )
 def test_a_failed_command_says_what_to_do_and_has_its_exit_code(flame_node, arguments, code):
     failed = flame_node(*arguments)

@@ -322,7 +322,7 @@ def test_an_approval_of_something_else_is_none(change: dict[str, Any]) -> None:
 
 
 def test_an_approval_with_conditions_that_are_not_understood_is_none() -> None:
-    refused(with_approval(conditions={"rounds_max": 3}), Refused, "conditions")
+    refused(with_approval(conditions={"only_on_sundays": True}), Refused, "conditions")
 
 
 def test_an_approval_is_worth_its_signature() -> None:
@@ -424,8 +424,11 @@ class Hub:
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
+        self.roster: list[dict[str, Any]] = []
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
+        if path.startswith("/core/roster?"):
+            return {"data": [row for row in self.roster if row["member"] in path]}
         return self.answers[path]
 
 
@@ -444,7 +447,8 @@ class Book:
             journal = Journal(self.path / "node.db", NODE)
             context = SimpleNamespace(
                 journal=journal, node=NODE_ID, identity=KEYS[NODE_ID], policy=self.policy, link=self.hub,
-                fingerprint=fingerprint(KEYS[NODE_ID]),
+                fingerprint=fingerprint(KEYS[NODE_ID]), member=fingerprint(KEYS[NODE_ID]),
+                first_key=KEYS[NODE_ID].public.hex_pem,
             )  # fmt: skip
             events = Events(cast("Any", context))
             try:
@@ -556,11 +560,9 @@ def confirm_all(book: Book) -> None:
 
 def test_a_wrong_signature_is_not_approved_over(book: Book) -> None:
     confirm_all(book)
-    book.hub.answers = {
-        f"/core/user-keys?filter[userId]={node_world.PERSON}": {
-            "data": [{"fingerprint": fingerprint(RESEARCHER), "publicKey": RESEARCHER.public.hex_pem}]
-        }
-    }
+    book.hub.roster = [
+        {"member": fingerprint(RESEARCHER), "kind": "researcher", "publicKey": RESEARCHER.public.hex_pem}
+    ]
     book.do(lambda d: d.learn_keys(manifest()))
     for wrong in (sign_manifest(HUB, digest(CONTENT)), b"", bytes(64)):
         book.show(CONTENT, wrong or b"\x00")
@@ -573,8 +575,7 @@ def test_a_wrong_signature_is_not_approved_over(book: Book) -> None:
 
 def test_the_hub_cannot_give_another_key_than_the_confirmed_one(book: Book) -> None:
     confirm_all(book)
-    path = f"/core/user-keys?filter[userId]={node_world.PERSON}"
-    book.hub.answers = {path: {"data": [{"fingerprint": fingerprint(RESEARCHER), "publicKey": HUB.public.hex_pem}]}}
+    book.hub.roster = [{"member": fingerprint(RESEARCHER), "kind": "researcher", "publicKey": HUB.public.hex_pem}]
     with pytest.raises(DoesNotMatchApproval, match="swapped"):
         book.do(lambda d: d.learn_keys(manifest()))
 

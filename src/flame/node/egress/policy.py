@@ -38,6 +38,8 @@ class Policy:
     """How often anything may be released under one declaration."""
     max_log_lines: int = MAX_LINES
     max_errors: int = MAX_ERRORS
+    confirm_hub_approvals: tuple[str, ...] = ()
+    """Users of the hub whose approval there this node signs by itself."""
     results_keep_days: int = 90
     """How long a sealed result is kept at the aggregator's node."""
 
@@ -71,6 +73,10 @@ def read_policy(path: Path) -> Policy:
 
 def _checked(key: str, value: Any, file: str, text: str) -> Any:
     where = f"{file}, line {line_of(text, key)}: {key}"
+    if key == "confirm_hub_approvals":
+        if not isinstance(value, list) or not all(isinstance(name, str) and 0 < len(name) <= 128 for name in value):
+            raise Invalid(f"{where} is {_shown(value)}.", next_step='Write a list of user names: ["ada"].', key=key)
+        return tuple(value)
     if key in _CHOICES:
         if value not in _CHOICES[key] or not isinstance(value, str):
             raise Invalid(

@@ -35,8 +35,9 @@ class NodeService(Protocol):
         days: int | None,
         confirm_unsigned: bool,
         seen_digest: str,
+        conditions: Document,
     ) -> Document:
-        """decision: approved or rejected. days: how long an approval holds; None: the default.
+        """decision: approved or rejected. days: how long an approval holds; None: the default. conditions: narrow it.
 
         seen_digest: the manifest that the steward has looked at; when the hub shows another one by now, it is refused.
         """
@@ -46,11 +47,27 @@ class NodeService(Protocol):
 
     async def projects(self) -> list[Document]: ...
 
-    async def decide_project(self, project: str, decision: str, steward: str, comment: str) -> Document: ...
+    async def project(self, id: str) -> Document:
+        """The proposal, its digest and what was decided here."""
+        ...
+
+    async def decide_project(
+        self, project: str, decision: str, steward: str, comment: str, seen_digest: str, days: int | None
+    ) -> Document: ...
+
+    async def comment_project(self, project: str, comment: str) -> Document: ...
 
     async def members(self) -> list[Document]: ...
 
-    async def confirm(self, fingerprint: str, kind: str, name: str, steward: str) -> Document: ...
+    async def confirm(self, fingerprint: str, kind: str, name: str, steward: str) -> Document:
+        """kind: node, researcher or result; empty: what the hub calls it, which the steward is shown."""
+        ...
+
+    async def revoke(self, member: str, reason: str, steward: str) -> Document: ...
+
+    async def keys(self) -> Document: ...
+
+    async def rotate_key(self, steward: str) -> Document: ...
 
     async def runs(self) -> list[Document]: ...
 

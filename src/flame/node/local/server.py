@@ -43,9 +43,14 @@ def app(service: NodeService, accounts: Accounts) -> web.Application:
             web.post(f"{PREFIX}/analyses/{{id}}/decision", calls.decide),
             web.post(f"{PREFIX}/analyses/{{id}}/start", calls.start),
             web.get(f"{PREFIX}/projects", calls.projects),
+            web.get(f"{PREFIX}/projects/{{id}}", calls.project),
             web.post(f"{PREFIX}/projects/{{id}}/decision", calls.decide_project),
+            web.post(f"{PREFIX}/projects/{{id}}/comment", calls.comment_project),
             web.get(f"{PREFIX}/members", calls.members),
             web.post(f"{PREFIX}/members", calls.confirm),
+            web.post(f"{PREFIX}/members/revocation", calls.revoke),
+            web.get(f"{PREFIX}/keys", calls.keys),
+            web.post(f"{PREFIX}/keys/rotation", calls.rotate_key),
             web.get(f"{PREFIX}/runs", calls.runs),
             web.get(f"{PREFIX}/runs/{{id}}", calls.run),
             web.get(f"{PREFIX}/runs/{{id}}/output", calls.output),
@@ -89,13 +94,12 @@ class _Calls:
 
     async def decide(self, request: web.Request) -> web.Response:
         steward = _steward(request, "decides about an analysis")
-        body = await _body(request, {"decision", "comment", "days", "confirmUnsigned", "digest"})
+        body = await _body(request, {"decision", "comment", "days", "confirmUnsigned", "digest", "conditions"})
         decision = _choice(body, "decision", ("approved", "rejected"))
-        days = body.get("days")
-        if days is not None and (type(days) is not int or not 1 <= days <= 3650):
-            raise Invalid(
-                "'days' is not a whole number from 1 to 3650.", next_step="Leave it out for the default.", field="days"
-            )
+        days = _days(body)
+        conditions = body.get("conditions", {})
+        if not isinstance(conditions, dict) or len(conditions) > 32:
+            raise Invalid("'conditions' is not an object.", field="conditions")
         unsigned = body.get("confirmUnsigned", False)
         if not isinstance(unsigned, bool):
             raise Invalid("'confirmUnsigned' is not true or false.", field="confirmUnsigned")
@@ -106,7 +110,9 @@ class _Calls:
                 next_step="Send 'digest' as GET /api/analyses/:id shows it.",
                 field="digest",
             )
-        return _json(await self._service.decide(_id(request), decision, steward, comment, days, unsigned, seen))
+        return _json(
+            await self._service.decide(_id(request), decision, steward, comment, days, unsigned, seen, conditions)
+        )
 
     async def start(self, request: web.Request) -> web.Response:
         await _body(request, set())
@@ -117,9 +123,18 @@ class _Calls:
 
     async def decide_project(self, request: web.Request) -> web.Response:
         steward = _steward(request, "decides about a project")
-        body = await _body(request, {"decision", "comment"})
+        body = await _body(request, {"decision", "comment", "digest", "days"})
         decision = _choice(body, "decision", ("approved", "rejected"))
-        return _json(await self._service.decide_project(_id(request), decision, steward, _text(body, "comment")))
+        comment, seen = _text(body, "comment"), _text(body, "digest")
+        return _json(await self._service.decide_project(_id(request), decision, steward, comment, seen, _days(body)))
+
+    async def project(self, request: web.Request) -> web.Response:
+        return _json(await self._service.project(_id(request)))
+
+    async def comment_project(self, request: web.Request) -> web.Response:
+        _steward(request, "comments on a project")
+        body = await _body(request, {"comment"})
+        return _json(await self._service.comment_project(_id(request), _text(body, "comment")))
 
     async def members(self, request: web.Request) -> web.Response:
         return _json(await self._service.members())
@@ -136,6 +151,18 @@ class _Calls:
             )
         kind, name = _text(body, "kind"), _text(body, "name")
         return _json(await self._service.confirm(fingerprint, kind, name, steward))
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        steward = _steward(request, "revokes a member")
+        body = await _body(request, {"member", "reason"})
+        return _json(await self._service.revoke(_text(body, "member"), _text(body, "reason"), steward))
+
+    async def keys(self, request: web.Request) -> web.Response:
+        return _json(await self._service.keys())
+
+    async def rotate_key(self, request: web.Request) -> web.Response:
+        await _body(request, set())
+        return _json(await self._service.rotate_key(_account(request).name))
 
     async def runs(self, request: web.Request) -> web.Response:
         return _json(await self._service.runs())
@@ -262,6 +289,15 @@ def _text(body: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 4000:
         raise Invalid(f"'{key}' is not a text of at most 4000 characters.", field=key)
     return value
+
+
+def _days(body: Mapping[str, Any]) -> int | None:
+    days = body.get("days")
+    if days is not None and (type(days) is not int or not 1 <= days <= 3650):
+        raise Invalid(
+            "'days' is not a whole number from 1 to 3650.", next_step="Leave it out for the default.", field="days"
+        )
+    return days
 
 
 def _choice(body: Mapping[str, Any], key: str, options: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
 from flame.node.context import Context, log
 from flame.node.release import Channel, Parties, Party
 from flame.node.supervisor import verification
+from flame.node.supervisor.conditions import narrow
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import Events
 from flame.node.supervisor.heads import Heads
@@ -279,7 +280,8 @@ class ActiveRun:
         verification.verify_participants(manifest, situation)
         verification.verify_recipients(manifest, situation)
         verification.verify_signature(manifest, order.manifest, order.manifest_signature, situation)
-        verification.verify_own_approval(bytes.fromhex(hex_), situation)
+        approval = verification.verify_own_approval(bytes.fromhex(hex_), situation)
+        self._manifest = manifest = narrow(manifest, approval.conditions)
         await self._decisions.require_project(manifest.project)
         self._start = verification.verify_order(
             manifest,

@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import msgspec
+
 from flame.crypto.canonical import digest, parse_canonical
-from flame.crypto.keys import PublicKey, fingerprint_words, parse_fingerprint
-from flame.crypto.signatures import sign_approval, verify_manifest
+from flame.crypto.keys import PublicKey
+from flame.crypto.signatures import sign_approval, verify_document, verify_manifest
 from flame.model.errors import (
     BadSignature,
     Conflict,
@@ -26,10 +29,12 @@ from flame.model.errors import (
 )
 from flame.model.manifest import Manifest
 from flame.node.context import Context, log, now
+from flame.node.supervisor.conditions import check_conditions
 from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.node.supervisor.program import show_program
+from flame.node.supervisor.roster import Roster, people_of
 from flame.node.supervisor.verification import Member, Situation, read_manifest
-from flame.protocol.documents import Approval, By, Proposal
+from flame.protocol.documents import Approval, By, Ending, Proposal
 from flame.protocol.freeze import format_time, parse_time
 from flame.storage.failpoints import declare, reached
 
@@ -44,65 +49,24 @@ DECIDED = declare(
 class Decisions:
     def __init__(self, context: Context, events: Events) -> None:
         self._context, self._events = context, events
+        self.roster = Roster(context, events)
         self._wake = asyncio.Event()
 
     # --- members ----------------------------------------------------------------------------------------------------
 
     async def members(self) -> dict[str, Member]:
-        rows = await self._context.journal.rows("SELECT fingerprint, kind, name, public FROM members")
-        return {row[0]: Member(*row) for row in rows}
+        return await self.roster.members()
 
     async def confirm(self, fingerprint: str, kind: str, name: str, steward: str) -> dict[str, Any]:
-        """Pin a key. The steward has compared the fingerprint with a source that is not the hub."""
-        if kind not in ("node", "researcher", "result"):
-            raise Invalid(f"'{kind}' is no kind of member.", next_step="Use node, researcher or result.")
-        hex_ = parse_fingerprint(fingerprint).hex()
-        known = (await self.members()).get(hex_)
-        if known is not None and known.kind != kind:
-            raise Conflict(
-                f"This key is confirmed here as the one of a {known.kind} ({known.name}), not of a {kind}.",
-                next_step="Compare the fingerprint again: one key serves one purpose.",
-            )
-        row = (hex_, kind, name[:128], "", steward, format_time(now()))
-        await self._context.journal.execute(
-            "INSERT INTO members VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(fingerprint) DO UPDATE SET name = excluded.name",
-            *row,
-        )
-        await self._events.add("confirmation", hex_, kind=kind)
-        return {"fingerprint": hex_, "kind": kind, "name": name, "words": fingerprint_words(bytes.fromhex(hex_))}
+        return await self.roster.confirm(fingerprint, kind, name, steward)
 
     async def learn_keys(self, manifest: Manifest) -> None:
-        """Fetch the public keys behind confirmed fingerprints; the hub cannot give another one, the fingerprint is checked."""
-        members = await self.members()
-        for participant in manifest.participants:
-            await self._learn(members, participant.member, f"/core/nodes/{participant.node}")
-        await self._learn_of_person(members, manifest.researcher.key, manifest.researcher.id)
-        for recipient in manifest.recipients:
-            await self._learn_of_person(members, recipient.result_key, recipient.id)
+        await self.roster.learn(manifest)
 
-    async def _learn(self, members: Mapping[str, Member], fingerprint: str, path: str) -> None:
-        member = members.get(fingerprint)
-        if member is None or member.public:
-            return
-        answer = await self._context.link.request("GET", path)
-        await self._keep(fingerprint, str(answer["data"].get("publicKey") or ""))
-
-    async def _learn_of_person(self, members: Mapping[str, Member], fingerprint: str, user: str) -> None:
-        member = members.get(fingerprint)
-        if member is None or member.public:
-            return
-        answer = await self._context.link.request("GET", f"/core/user-keys?filter[userId]={user}")
-        for row in answer["data"]:
-            if row.get("fingerprint") == fingerprint:
-                await self._keep(fingerprint, str(row["publicKey"]))
-
-    async def _keep(self, fingerprint: str, public: str) -> None:
-        if _fingerprint_of(public) != fingerprint:
-            raise DoesNotMatchApproval(
-                f"The hub gives another key than the one confirmed here as {fingerprint[:16]}…: a participant's key was swapped.",
-                next_step="Ask the member by telephone; tell the hub's operator.",
-            )
-        await self._context.journal.execute("UPDATE members SET public = ? WHERE fingerprint = ?", public, fingerprint)
+    async def named_anywhere(self) -> list[tuple[str, str, str]]:
+        """Everyone whom a manifest that was shown here names."""
+        rows = await self._context.journal.rows("SELECT manifest FROM analyses ORDER BY seen DESC LIMIT 50")
+        return list(dict.fromkeys(person for (content,) in rows for person in people_of(read_manifest(bytes(content)))))
 
     # --- analyses ---------------------------------------------------------------------------------------------------
 
@@ -161,7 +125,7 @@ class Decisions:
             "title": manifest.title,
             "digest": hex_,
             "signed": signature is not None,
-            "signatureVerified": signature is not None and _check_signature(manifest, content, signature, members),
+            "signatureVerified": signature is not None and bool(signature_of(manifest, content, signature, members)),
             "manifest": manifest.document(),
             "decision": await self._decision(id_, hex_),
             "confirmed": _confirmed(
@@ -177,7 +141,17 @@ class Decisions:
                     *((f"recipient {r.name}", _is(members, r.result_key, "result")) for r in manifest.recipients),
                 ]
             ),
+            "members": await self.roster.named(m for m in people_of(manifest) if m[0] != self._context.member),
+            "approval": await self._shown_approval(id_),
         }
+
+    async def _shown_approval(self, analysis: str) -> dict[str, Any] | None:
+        """The newest decision and what it says: by whom, when, until when, under which conditions."""
+        rows = await self._context.journal.rows(
+            "SELECT document, comment, ended FROM approvals WHERE subject = 'analysis' AND about = ? ORDER BY id DESC LIMIT 1",
+            analysis,
+        )
+        return shown_approval(bytes(rows[0][0]), str(rows[0][1]), rows[0][2]) if rows else None
 
     async def code(self, id_: str) -> list[dict[str, Any]]:
         """The program's files as the hub has them now, each checked against the stored manifest."""
@@ -193,8 +167,12 @@ class Decisions:
         days: int = DEFAULT_DAYS,
         confirm_unsigned: bool = False,
         seen_digest: str = "",
+        conditions: Mapping[str, Any] | None = None,
+        by: By | None = None,
     ) -> dict[str, Any]:
         """Sign a decision on the manifest that is stored here.
+
+        ``conditions`` narrow what may run (`flame.node.supervisor.conditions`).
 
         ``seen_digest``: what the steward looked at; another one by now is refused, so that the hub cannot exchange the
         manifest between the looking and the signing.
@@ -209,7 +187,9 @@ class Decisions:
             await self._check_approvable(read_manifest(content), content, signature, confirm_unsigned)
         # a confirmation for an unsigned manifest says nothing about a signed one, whose orders must be signed too
         unsigned = confirm_unsigned and signature is None
-        return await self._record("analysis", analysis, hex_, decision, steward, comment, days, unsigned)
+        narrowed = check_conditions(conditions or {}) if decision == "approved" else {}
+        who = by or By("steward", steward)
+        return await self._record("analysis", analysis, hex_, decision, who, comment, days, unsigned, narrowed)
 
     async def _check_approvable(
         self, manifest: Manifest, content: bytes, signature: str | None, confirm_unsigned: bool
@@ -220,7 +200,11 @@ class Decisions:
             )
         await self.require_project(manifest.project)
         if signature is not None:
-            _check_signature(manifest, content, signature, await self.members())
+            if signature_of(manifest, content, signature, await self.members()) == "earlier":
+                raise Refused(
+                    f"The manifest is signed with a key that {manifest.researcher.name} has replaced since.",
+                    next_step="Ask the researcher to sign it again with `flame sign`.",
+                )
         elif self._context.policy.unsigned_submissions == "refuse":
             raise Refused(
                 "The manifest is not signed, and this hospital's policy refuses unsigned submissions.",
@@ -253,52 +237,220 @@ class Decisions:
             approval=live[0] if live else None,
             approval_signature=live[1] if live else b"",
             unsigned_confirmed=bool(live and live[2]) and self._context.policy.unsigned_submissions != "refuse",
+            own_keys=await self.roster.own_keys(),
         )
 
     # --- projects ---------------------------------------------------------------------------------------------------
 
     async def projects(self) -> list[dict[str, Any]]:
+        """What asks for this hospital: with this node's own decision, and what was said at the hub only."""
         answer = await self._context.link.request(
-            "GET", f"/core/project-nodes?filter[nodeId]={self._context.node}&include=project"
+            "GET", f"/core/project-nodes?filter[nodeId]={self._context.node}&include=project&page[limit]=50"
         )
-        return [
-            {
-                "id": row["projectId"],
-                "name": (row.get("project") or {}).get("name", ""),
-                "decision": row.get("approvalStatus"),
-            }
-            for row in answer["data"]
-        ]
+        found = []
+        for row in answer["data"]:
+            project = row.get("project") or {}
+            approval = await self._project_approval(row["projectId"])
+            found.append(
+                {
+                    "id": row["projectId"],
+                    "name": project.get("displayName") or project.get("name", ""),
+                    "decision": approval.decision if approval else "pending",
+                    "toConfirm": at_hub(row),
+                    "expires": project.get("expires") or "",
+                    "ended": project.get("endedAt") or "",
+                }
+            )
+        return found
 
-    async def decide_project(self, project: str, decision: Decision, steward: str, comment: str = "") -> dict[str, Any]:
-        answer = await self._context.link.request("GET", f"/core/projects/{project}/proposal")
-        content = str(answer["data"]["proposal"]).encode()
+    async def project(self, id_: str) -> dict[str, Any]:
+        """A proposal as a steward reads it before deciding."""
+        content, ending = await self._proposal(id_)
+        proposal: Proposal = Proposal.decode(content)
+        approval = await self._project_approval(id_)
+        fields = {name: value for name, value in msgspec.to_builtins(proposal).items() if name != "version"}
+        return {
+            "id": id_,
+            "digest": digest(content).hex(),
+            **fields,
+            "expires": proposal.expires,
+            "decision": approval.decision if approval else "pending",
+            "approval": shown_approval(approval.encoded(), "", None) if approval else None,
+            "ended": ending.time if ending else "",
+        }
+
+    async def decide_project(
+        self,
+        project: str,
+        decision: Decision,
+        steward: str,
+        comment: str = "",
+        days: int = DEFAULT_DAYS,
+        seen_digest: str = "",
+        by: By | None = None,
+    ) -> dict[str, Any]:
+        content, ending = await self._proposal(project)
+        hex_ = digest(content).hex()
+        if seen_digest and seen_digest != hex_:
+            raise DoesNotMatchApproval(
+                "The proposal has been changed since it was shown; nothing was decided.",
+                next_step="Look at it again with `flame node projects show PROJECT`, then decide.",
+            )
+        if ending is not None and decision == "approved":
+            raise Conflict("This project has ended.", next_step="Its researcher proposes a new one.")
+        who = by or By("steward", steward)
+        return await self._record("project", project, hex_, decision, who, comment, days, False, {})
+
+    async def comment_project(self, project: str, comment: str) -> dict[str, Any]:
+        """A word to the researcher, without a decision."""
+        if not comment.strip() or len(comment) > 4096:
+            raise Invalid("A comment has 1 to 4096 characters.", next_step="Write it after the project.")
+        row = await self._place("project", project)
+        await self._context.link.request("POST", f"/core/project-nodes/{row['id']}", {"comment": comment})
+        return {"id": project, "comment": comment}
+
+    async def look_at_project(self, project: str) -> ProjectNews:
+        """What has become of a project since this hospital decided about it. Raises Unavailable."""
+        content, ending = await self._proposal(project)
+        approval = await self._project_approval(project)
+        if ending is not None:
+            await self._end_project(project)
+            return ProjectNews("ended", by_researcher=await self._is_signed_ending(ending))
+        if approval is not None and approval.manifest != digest(content).hex():
+            await self._end_project(project)
+            return ProjectNews("changed")
+        return ProjectNews("")
+
+    async def known_projects(self) -> list[str]:
+        """Projects that a decision of this hospital stands about."""
+        rows = await self._context.journal.rows(
+            "SELECT DISTINCT about FROM approvals WHERE subject = 'project' AND ended IS NULL"
+        )
+        return [str(row[0]) for row in rows]
+
+    async def expired_projects(self) -> list[str]:
+        """Projects whose own end has come, as the proposal that was approved here says it, and that are still kept."""
+        found = []
+        for project in await self.known_projects():
+            rows = await self._context.journal.rows(
+                "SELECT p.document FROM projects p JOIN approvals a ON a.about = p.id AND a.digest = p.digest"
+                " WHERE p.id = ? AND p.ended IS NULL AND a.ended IS NULL AND a.decision = 'approved'",
+                project,
+            )
+            proposal: Proposal | None = Proposal.decode(bytes(rows[0][0])) if rows else None
+            if proposal is not None and proposal.expires and parse_time(proposal.expires) < now():
+                found.append(project)
+        return found
+
+    async def _end_project(self, project: str) -> None:
+        await self._context.journal.execute(
+            "UPDATE approvals SET ended = ? WHERE subject = 'project' AND about = ? AND ended IS NULL",
+            format_time(now()),
+            project,
+        )
+
+    async def _is_signed_ending(self, ending: Ending) -> bool:
+        """Whether it was signed by a researcher believed here; only then anything is deleted because of it."""
+        member = (await self.members()).get(ending.researcher)
+        return member is not None and member.kind == "researcher" and not member.revoked
+
+    async def _proposal(self, project: str) -> tuple[bytes, Ending | None]:
+        """The proposal as the hub shows it, kept here; and its end, if somebody has signed one. Raises Unavailable."""
+        data = (await self._context.link.request("GET", f"/core/projects/{project}/proposal"))["data"]
+        content = str(data["proposal"]).encode()
         proposal: Proposal = Proposal.decode(content)
         if proposal.project != project:
             raise DoesNotMatchApproval("The hub shows the proposal of another project.")
-        return await self._record(
-            "project", project, digest(content).hex(), decision, steward, comment, DEFAULT_DAYS, False
+        await self._context.journal.execute(
+            "INSERT INTO projects(id, digest, document, seen) VALUES(?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET "
+            "digest = excluded.digest, document = excluded.document",
+            project,
+            digest(content).hex(),
+            content,
+            format_time(now()),
         )
+        return content, await self._checked_ending(project, data.get("ending"))
 
-    async def require_project(self, project: str) -> None:
-        """This hospital takes part in the project. Raises NotApproved, also when that was withdrawn, or Expired."""
+    async def _checked_ending(self, project: str, said: Any) -> Ending | None:
+        """Raises Malformed; an end that nobody has signed still ends the project: stopping is always safe."""
+        if not isinstance(said, dict):
+            return None
+        ending: Ending = Ending.decode(str(said.get("document")).encode())
+        if ending.project != project:
+            raise DoesNotMatchApproval("The hub shows the end of another project.")
+        member = (await self.members()).get(ending.researcher)
+        if member is None or not member.public:
+            return replace_researcher(ending)
+        try:
+            signature = bytes.fromhex(str(said.get("signature")))
+            verify_document(
+                PublicKey.from_hex_pem(member.public), signature, "ending-v1", parse_canonical(ending.encoded())
+            )
+        except (FlameError, ValueError):
+            return replace_researcher(ending)
+        return ending
+
+    async def _project_approval(self, project: str) -> Approval | None:
         rows = await self._context.journal.rows(
             "SELECT document FROM approvals WHERE subject = 'project' AND about = ? AND ended IS NULL"
             " ORDER BY id DESC LIMIT 1",
             project,
         )
-        approval: Approval | None = Approval.decode(bytes(rows[0][0])) if rows else None
+        return Approval.decode(bytes(rows[0][0])) if rows else None
+
+    async def require_project(self, project: str) -> None:
+        """This hospital takes part in the project. Raises NotApproved, also when that was withdrawn, or Expired."""
+        approval = await self._project_approval(project)
         if approval is None or approval.decision != "approved":
             raise NotApproved(
                 "This hospital does not take part in the project"
                 + (": a steward has rejected it." if approval else ": no steward has approved it."),
-                next_step=f"If it should: `flame node approve-project {project}`.",
+                next_step=f"If it should: `flame node projects approve {project}`.",
             )
         if parse_time(approval.expires) < now():
             raise Expired(
                 "This hospital's approval of the project has expired.",
-                next_step=f"A steward may renew it: `flame node approve-project {project}`.",
+                next_step=f"A steward may renew it: `flame node projects approve {project}`.",
             )
+        rows = await self._context.journal.rows(
+            "SELECT document FROM projects WHERE id = ? AND digest = ?", project, approval.manifest
+        )
+        proposal: Proposal | None = Proposal.decode(bytes(rows[0][0])) if rows else None
+        if proposal is not None and proposal.expires and parse_time(proposal.expires) < now():
+            raise Expired(
+                "The project has expired.", next_step="Its researcher proposes a new one, or a later end of this one."
+            )
+
+    async def require_live(self, analysis: str, manifest: Manifest) -> None:
+        """Whether what runs may go on: approval, project and manifest stand. Raises what ended."""
+        if parse_time(manifest.expires) < now():
+            raise Expired("The manifest has expired.", next_step="Submit the analysis again.")
+        await self.require_project(manifest.project)
+        live = await self.live(analysis, "")
+        if live is not None and parse_time(Approval.decode(live[0]).expires) < now():
+            raise Expired("This hospital's approval has expired.", next_step="A steward may approve it again.")
+
+    # --- decisions at the hub ---------------------------------------------------------------------------------------
+
+    async def to_confirm(self, analysis: str) -> dict[str, Any] | None:
+        """What somebody has said at the hub for this hospital, without a signature: it runs nothing."""
+        try:
+            return at_hub(await self._place("analysis", analysis))
+        except (NotFound, Unavailable):
+            return None
+
+    async def confirm_by_policy(self, analysis: str) -> bool:
+        """Sign what a user named in policy.toml has approved at the hub, if a steward has decided nothing yet."""
+        allowed = self._context.policy.confirm_hub_approvals
+        _, hex_, _ = await self._stored(analysis)
+        if not allowed or await self._decision(analysis, hex_) != "pending":
+            return False
+        said = await self.to_confirm(analysis)
+        if said is None or said["decision"] != "approved" or said["by"] not in allowed:
+            return False
+        by = By("policy", f"confirm_hub_approvals: {said['by']}")
+        await self.decide(analysis, "approved", "", seen_digest=hex_, by=by)
+        return True
 
     # --- telling the hub --------------------------------------------------------------------------------------------
 
@@ -341,15 +493,18 @@ class Decisions:
             await self._context.journal.execute("UPDATE approvals SET sent = 1 WHERE id = ?", id_)
 
     async def _tell(self, subject: str, about: str, body: dict[str, Any]) -> None:
+        kind = "analysis-nodes" if subject == "analysis" else "project-nodes"
+        row = await self._place(subject, about)
+        await self._context.link.request("POST", f"/core/{kind}/{row['id']}", body)
+
+    async def _place(self, subject: str, about: str) -> dict[str, Any]:
+        """This node's place in an analysis or a project, as the hub has it. Raises NotFound, Unavailable."""
         kind, key = ("analysis-nodes", "analysisId") if subject == "analysis" else ("project-nodes", "projectId")
-        rows = (
-            await self._context.link.request(
-                "GET", f"/core/{kind}?filter[{key}]={about}&filter[nodeId]={self._context.node}"
-            )
-        )["data"]
+        path = f"/core/{kind}?filter[{key}]={about}&filter[nodeId]={self._context.node}"
+        rows = (await self._context.link.request("GET", path))["data"]
         if not rows:
             raise NotFound(f"The hub does not ask this node about {about}.")
-        await self._context.link.request("POST", f"/core/{kind}/{rows[0]['id']}", body)
+        return dict(rows[0])
 
     async def _record(
         self,
@@ -357,10 +512,11 @@ class Decisions:
         about: str,
         hex_: str,
         decision: Decision,
-        steward: str,
+        by: By,
         comment: str,
         days: int,
         confirm_unsigned: bool,
+        conditions: Mapping[str, Any],
     ) -> dict[str, Any]:
         if not 1 <= days <= 3650:
             raise Invalid(f"An approval lasts 1 to 3650 days, not {days}.")
@@ -372,11 +528,11 @@ class Decisions:
             manifest=hex_,
             node=self._context.node,
             decision=decision,
-            conditions={},
+            conditions=dict(conditions),
             comment_sha256=hashlib.sha256(comment.encode()).hexdigest(),
             time=format_time(moment),
             expires=format_time(moment + timedelta(days=days)),
-            by=[By("steward", steward)],
+            by=[by],
         )
         document = approval.encoded()
         signature = sign_approval(self._context.identity, parse_canonical(document))
@@ -400,7 +556,8 @@ class Decisions:
             "digest": hex_,
             "decision": decision,
             "expires": approval.expires,
-            "by": steward,
+            "by": by.name,
+            "conditions": dict(conditions),
         }
 
     async def _stored(self, analysis: str) -> tuple[bytes, str, str | None]:
@@ -435,42 +592,62 @@ def _confirmed(named: Iterable[tuple[str, bool]]) -> dict[str, bool]:
     return found
 
 
-def _check_signature(manifest: Manifest, content: bytes, signature: str, members: Mapping[str, Member]) -> bool:
-    """Whether the researcher's signature could be verified; False as long as the key is not known here.
+def signature_of(manifest: Manifest, content: bytes, signature: str, members: Mapping[str, Member]) -> str:
+    """``present`` or ``earlier``, for the key that has signed; empty as long as the key is not known here.
 
     Raises BadSignature for one that is wrong.
     """
     member = members.get(manifest.researcher.key)
     if member is None or member.kind != "researcher" or not member.public:
-        return False
+        return ""
     try:
         raw = bytes.fromhex(signature)
     except ValueError:
         raise BadSignature("The manifest's signature cannot be read.", next_step=_SIGN_AGAIN) from None
-    try:
-        verify_manifest(PublicKey.from_hex_pem(member.public), raw, digest(content))
-    except BadSignature as error:
-        raise BadSignature(
-            f"The manifest is not signed by {manifest.researcher.name}, although the hub shows a signature.",
-            next_step=_SIGN_AGAIN,
-        ) from error
-    return True
+    for key in reversed(member.keys or (member.public,)):
+        try:
+            verify_manifest(PublicKey.from_hex_pem(key), raw, digest(content))
+            return "present" if key == member.public else "earlier"
+        except BadSignature:
+            continue
+    raise BadSignature(
+        f"The manifest is not signed by {manifest.researcher.name}, although the hub shows a signature.",
+        next_step=_SIGN_AGAIN,
+    )
+
+
+def at_hub(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A decision that was made at the hub: which, and by whom. None where there is none, or the node's own."""
+    status = row.get("approvalStatus")
+    if status not in ("approved", "rejected") or row.get("approvalSigned"):
+        return None
+    return {"decision": status, "by": str(row.get("approvalBy") or ""), "comment": str(row.get("comment") or "")}
+
+
+def shown_approval(document: bytes, comment: str, ended: str | None) -> dict[str, Any]:
+    approval: Approval = Approval.decode(document)
+    return {
+        "decision": approval.decision,
+        "by": ", ".join(f"{by.name} ({by.kind})" for by in approval.by),
+        "time": approval.time,
+        "expires": approval.expires,
+        "conditions": approval.conditions,
+        "comment": comment,
+        "ended": ended or "",
+    }
+
+
+def replace_researcher(ending: Ending) -> Ending:
+    """An end whose signature cannot be checked here: nobody's."""
+    return Ending(ending.project, "", ending.reason, ending.time)
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectNews:
+    """What has become of a project: nothing, ``changed`` or ``ended``; whether its researcher has signed the end."""
+
+    what: Literal["", "changed", "ended"]
+    by_researcher: bool = False
 
 
 _SIGN_AGAIN = "Ask the researcher by telephone, and to sign it again with `flame sign`."
-
-
-def _fingerprint_of(public: str) -> str:
-    """Of a key as the hub gives it: hex of a PEM text, or base64 of a hybrid key."""
-    import base64
-    import binascii
-
-    try:
-        return PublicKey.from_hex_pem(public).fingerprint.hex()
-    except FlameError:
-        pass
-    try:
-        raw = base64.b64decode(public, validate=True)
-    except (binascii.Error, ValueError):
-        raise Conflict("The hub gives a key that cannot be read.") from None
-    return hashlib.sha256(raw).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import time
 from itertools import chain
@@ -12,15 +13,19 @@ from typing import Any
 from flame.model import run as life
 from flame.model.errors import FlameError, NotFound, Refused, Unavailable
 from flame.model.run import Run, RunState
-from flame.node.context import Context, log
+from flame.node.context import Context, log, now
 from flame.node.supervisor.active import ActiveRun, Order, report, upload_released
 from flame.node.supervisor.decisions import Decisions
 from flame.node.supervisor.events import RETRY_SECONDS, Events
 from flame.node.supervisor.heads import HUB, Heads
+from flame.node.supervisor.roster import people_of
 from flame.node.supervisor.verification import read_manifest
 from flame.protocol.control import Changed, Deliver
+from flame.protocol.freeze import format_time
 
 MAX_EARLY_BYTES = 32 << 20
+EXPIRY_SECONDS = 5.0
+"""How often it is looked whether something under way has expired."""
 
 
 class Supervisor:
@@ -32,6 +37,7 @@ class Supervisor:
         self.active: dict[str, ActiveRun] = {}
         self._early: dict[str, list[Deliver]] = {}
         self._look_again: asyncio.Queue[str] = asyncio.Queue()
+        self._news: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._unreported = asyncio.Event()
         self._drives: set[asyncio.Task[None]] = set()
 
@@ -55,6 +61,74 @@ class Supervisor:
             except Exception:  # noqa: BLE001 - a hub that answers nonsense must not end the node's work
                 log.exception("analysis %s", analysis)
 
+    async def follow_news(self) -> None:
+        """Projects that changed or ended, keys that were rotated or revoked: what must not go on is stopped."""
+        while True:
+            what, key = await self._news.get()
+            try:
+                await (self._look_at_project(key) if what == "project" else self._look_at_members(key))
+            except Unavailable:
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._news.put_nowait, (what, key))
+            except FlameError as error:
+                log.warning("%s %s: %s", what, key, error)
+            except Exception:  # noqa: BLE001 - as above
+                log.exception("%s %s", what, key)
+
+    async def _look_at_project(self, project: str) -> None:
+        news = await self._decisions.look_at_project(project)
+        if news.what == "ended":
+            self.stop_project(project, "the researcher, who has ended the project")
+            if news.by_researcher:
+                await self.forget_project(project, "its researcher has ended it")
+        elif news.what == "changed":
+            self.stop_project(project, "a changed proposal, which this hospital has not approved")
+
+    async def _look_at_members(self, member: str) -> None:
+        roster = self._decisions.roster
+        await (roster.refresh([member]) if member else roster.refresh_all())
+        await self.stop_revoked()
+
+    async def stop_revoked(self) -> None:
+        """What runs with a member that was revoked does not go on."""
+        members = await self._decisions.members()
+        for active in list(self.active.values()):
+            for fingerprint, _, name in people_of(read_manifest(active.order.manifest)):
+                if (member := members.get(fingerprint)) is not None and member.revoked:
+                    active.feed(life.StopAsked(f"the revocation of the key of {name} ({member.revoked})"))
+                    break
+
+    async def keep_in_time(self) -> None:
+        """What may no longer run, because an approval, a project or a manifest has expired, is stopped; until cancelled."""
+        while True:
+            await asyncio.sleep(EXPIRY_SECONDS)
+            for active in list(self.active.values()):
+                try:
+                    await self._decisions.require_live(active.order.analysis, read_manifest(active.order.manifest))
+                except FlameError as error:
+                    active.feed(life.StopAsked(f"the node: {error.message}"))
+            for project in await self._decisions.expired_projects():
+                await self.forget_project(project, "it has expired")
+
+    async def forget_project(self, project: str, why: str) -> dict[str, int]:
+        """Delete what a project has left here: run folders, keys, messages and sealed results; a leaf is the proof.
+
+        Waits for runs that are being stopped. What was decided, and that something ran, stays on record.
+        """
+        for active in [a for a in self.active.values() if read_manifest(a.order.manifest).project == project]:
+            await active.done.wait()
+        rows = await self._context.journal.rows(
+            "SELECT r.id FROM runs r JOIN analyses a ON a.id = r.analysis WHERE a.project = ?", project
+        )
+        runs = [str(row[0]) for row in rows]
+        for run in runs:
+            await asyncio.to_thread(shutil.rmtree, self._context.layout.runs / run, True)
+            await self._context.run_keys.delete(run)
+        found = await self._context.journal.write(lambda c: _forget_runs(c, runs))
+        await self._context.journal.execute("UPDATE projects SET ended = ? WHERE id = ?", format_time(now()), project)
+        await self._events.add_once("project-deleted", project, why=why, runs=len(runs), **found)
+        log.info("project %s: what it had left here was deleted, because %s", project, why)
+        return {"runs": len(runs), **found}
+
     async def keep_reporting(self) -> None:
         """Tell the hub how runs ended, and hand over what was released, until it has taken it; until cancelled."""
         while True:
@@ -77,6 +151,9 @@ class Supervisor:
             raise
         self._events.kick()
         self._decisions.kick()
+        self._news.put_nowait(("member", ""))
+        for project in await self._decisions.known_projects():
+            self._news.put_nowait(("project", project))
         self._unreported.set()
         offset = 0
         while True:
@@ -94,6 +171,8 @@ class Supervisor:
     async def changed(self, frame: Changed) -> None:
         if frame.what in ("analysis", "run"):
             self._look_again.put_nowait(frame.id)
+        elif frame.what in ("project", "member"):
+            self._news.put_nowait((frame.what, frame.id))
 
     async def deliver(self, frame: Deliver) -> None:
         run = frame.run.hex()
@@ -204,6 +283,11 @@ class Supervisor:
             raise Refused("The hub shows the manifest of another analysis.")
         signature = str(answer["signature"]) if answer.get("signature") else None
         await self._decisions.take_manifest(analysis, manifest.project, manifest.title, content, signature)
+        await self._decisions.confirm_by_policy(analysis)
+        at_hub = await self._decisions.to_confirm(analysis)
+        if at_hub is not None and at_hub["decision"] == "rejected":  # a no takes effect at once, a yes runs nothing
+            self.stop_all(analysis, f"{at_hub['by'] or 'somebody'}, at the hub")
+            return
         for row in (await link.request("GET", f"/core/analyses/{analysis}/runs"))["data"]:
             await self._consider(analysis, content, signature, row)
 
@@ -289,6 +373,17 @@ class Supervisor:
             lambda c: c.execute("SELECT state FROM runs WHERE id = ?", (run,)).fetchone()
         )
         return row is not None and RunState(row[0]).is_terminal
+
+
+def _forget_runs(connection: sqlite3.Connection, runs: list[str]) -> dict[str, int]:
+    """How much was deleted, by what it was."""
+    counted = {"results": 0, "messages": 0}
+    for run in runs:
+        counted["results"] += connection.execute("DELETE FROM results WHERE run = ?", (run,)).rowcount
+        for table in ("inbox", "outbox"):
+            counted["messages"] += connection.execute(f"DELETE FROM {table} WHERE run = ?", (run,)).rowcount  # noqa: S608 - constants
+        connection.execute("DELETE FROM announcements WHERE run = ?", (run,))
+    return counted
 
 
 def _insert(connection: sqlite3.Connection, order: Order) -> None:

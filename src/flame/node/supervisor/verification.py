@@ -5,7 +5,7 @@ Each refusal names what is wrong, and what the steward, the researcher or the ad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from flame.model.errors import (
     Refused,
 )
 from flame.model.manifest import Manifest
+from flame.node.supervisor.conditions import KNOWN
 from flame.protocol.documents import Approval, StartOrder
 from flame.protocol.freeze import parse_time
 
@@ -40,7 +41,13 @@ class Member:
     """``node``, ``researcher`` or ``result``."""
     name: str
     public: str
-    """A node or researcher: hex of the PEM text. A result key: hex of its 1216 bytes. Empty until it has been seen."""
+    """The key in use. A node or researcher: hex of the PEM text. A result key: base64. Empty until it has been seen."""
+    keys: tuple[str, ...] = ()
+    """All keys that it has had, the first one first: its name, ``fingerprint``, is the first one's."""
+    revoked: str = ""
+    """By whom and why it is no member any more."""
+    how: str = "here"
+    """Confirmed ``here``, or ``by two members`` that are."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Situation:
     approval_signature: bytes
     unsigned_confirmed: bool
     """A steward has confirmed that only the hub says who asks."""
+    own_keys: tuple[PublicKey, ...] = ()
+    """The keys that this node had before and has now, the first one first; empty: it has had one."""
 
 
 def read_manifest(content: bytes) -> Manifest:
@@ -70,7 +79,7 @@ def verify_participants(manifest: Manifest, situation: Situation) -> None:
         raise Refused(
             "This node is not a participant of the manifest.", next_step="Nothing: other hospitals were asked."
         )
-    if own.member != situation.own_key.fingerprint.hex():
+    if own.member != (situation.own_keys or (situation.own_key,))[0].fingerprint.hex():
         raise DoesNotMatchApproval(
             "The manifest names another key for this node than its own.",
             next_step="The hub knows this node under a wrong key: compare fingerprints with its administrator.",
@@ -101,7 +110,7 @@ def verify_signature(manifest: Manifest, content: bytes, signature: bytes | None
         )
     member = _confirmed(situation, manifest.researcher.key, "researcher", manifest.researcher.name)
     with _naming(f"The manifest is not signed by {manifest.researcher.name}, although the hub shows a signature."):
-        verify_manifest(_key(member), signature, digest(content))
+        _verified_by_any(member, lambda key: verify_manifest(key, signature, digest(content)))
 
 
 def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approval:
@@ -111,9 +120,13 @@ def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approva
             "No steward of this hospital has approved this manifest.",
             next_step="Look at it with `flame node show ANALYSIS` and decide with `flame node approve ANALYSIS`.",
         )
-    approval: Approval = Approval.decode(situation.approval)
+    document = situation.approval
+    approval: Approval = Approval.decode(document)
     with _naming("The approval that is stored here was not signed by this node."):
-        verify_approval(situation.own_key, situation.approval_signature, parse_canonical(situation.approval))
+        _any_of(
+            situation.own_keys or (situation.own_key,),
+            lambda key: verify_approval(key, situation.approval_signature, parse_canonical(document)),
+        )
     if approval.manifest != manifest_digest.hex() or approval.subject != "analysis" or approval.node != situation.node:
         raise DoesNotMatchApproval(
             "What was approved here has another digest: something was changed after the approval.",
@@ -124,7 +137,7 @@ def verify_own_approval(manifest_digest: bytes, situation: Situation) -> Approva
             "A steward of this hospital has rejected this manifest.",
             next_step="Only a steward can change that, with `flame node approve ANALYSIS`.",
         )
-    if approval.conditions:
+    if set(approval.conditions) - set(KNOWN):
         raise Refused(
             "The approval carries conditions that this release of FLAME cannot apply.",
             next_step="A steward approves again without conditions, or a newer release is installed.",
@@ -188,10 +201,12 @@ def resolve_parameters(manifest: Manifest, given: Mapping[str, Any]) -> dict[str
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
         # by their canonical bytes: for Python, true, 1 and 1.0 are all the same
-        if canonical(value) not in {canonical(approved) for approved in (parameter.default, *parameter.options)}:
+        approved = {canonical(known) for known in (parameter.default, *parameter.options)}
+        if canonical(value) not in approved and not parameter.in_range(value):
             raise Refused(
                 f"The parameter '{name}' has a value that was not approved.",
-                next_step="Use one of the approved options.",
+                next_step="Use one of the approved options"
+                + (f", or a value from {parameter.range[0]} to {parameter.range[1]}." if parameter.range else "."),
             )
         values[name] = value
     return values
@@ -224,10 +239,33 @@ def _confirmed(situation: Situation, fingerprint: str, kind: str, name: str) -> 
     if member is None or member.kind != kind:
         raise NotConfirmed(
             f"The key of {name} ({fingerprint[:16]}…) is not confirmed here.",
-            next_step=f"Compare it by telephone or letter, then `flame node confirm {fingerprint} --kind {kind}`.",
+            next_step="Compare it by telephone or letter, then "
+            f"`flame node confirm '{name}' {fingerprint} --kind {kind}`.",
             fingerprint=fingerprint,
         )
+    if member.revoked:
+        raise Refused(
+            f"The key of {name} ({fingerprint[:16]}…) was revoked {member.revoked}.",
+            next_step="Ask them by telephone for their new fingerprint, and confirm that.",
+            code="revoked",
+        )
     return member
+
+
+def _verified_by_any(member: Member, check: Callable[[PublicKey], None]) -> None:
+    """By the key in use or one before it: a rotation voids nothing that was signed."""
+    present = _key(member)
+    _any_of((*(PublicKey.from_hex_pem(key) for key in member.keys[:-1]), present), check)
+
+
+def _any_of(keys: Sequence[PublicKey], check: Callable[[PublicKey], None]) -> None:
+    """The newest first. Raises BadSignature when none fits."""
+    for key in reversed(keys[1:]):
+        try:
+            return check(key)
+        except BadSignature:
+            continue
+    return check(keys[0])
 
 
 @contextmanager
@@ -247,7 +285,7 @@ def _key(member: Member) -> PublicKey:
             f"The key of {member.name} has not been seen yet.", next_step="Wait until the hub can be reached."
         )
     key = PublicKey.from_hex_pem(member.public)
-    if key.fingerprint.hex() != member.fingerprint:
+    if PublicKey.from_hex_pem((member.keys or (member.public,))[0]).fingerprint.hex() != member.fingerprint:
         raise Malformed(
             f"The stored key of {member.name} does not fit its fingerprint.",
             next_step="The node's database was changed by something else: restore it, then confirm the member again.",
