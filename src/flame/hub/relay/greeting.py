@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 async def welcome(hub: HubState, hello: Hello) -> Welcome:
     """Raises Incompatible, in words that say which side to upgrade."""
     version = settle(hello, __version__)
-    head, _ = await hub.database.read(hub.log.head)
+    head = await hub.database.read(hub.log.shown)
     return Welcome(version, __version__, head.size, head.root, hub.bulk_url)

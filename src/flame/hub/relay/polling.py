@@ -183,7 +183,7 @@ async def acknowledge(request: Request) -> Response:
     body = await read_body(request, AckBody)
     acknowledged(hub, node, body.seqs)
     await hub.database.flush()
-    return answer(None, 202)
+    return answer({}, 202)
 
 
 ROUTES: list[BaseRoute] = [

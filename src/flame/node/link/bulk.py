@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from flame.model.errors import FlameError, NotAuthenticated, NotFound, Refused, Unavailable
+from flame.node.link.proxies import proxy_of
 from flame.wire.values import Buffer
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class Bulk:
             fresh = not self._idle
             connection = _dial(where) if fresh else self._idle.pop()
         try:
-            yield connection, where.path
+            yield connection, _target(where)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             self.close()  # those that idle have most likely ended with it
@@ -108,10 +110,29 @@ class Bulk:
 
 
 def _dial(where: SplitResult) -> http.client.HTTPConnection:
+    """To the hub, or to the proxy that the environment names: over https through a tunnel, else by absolute URLs."""
     host, port = where.hostname or "", where.port
+    proxy = urlsplit(proxy_of(where.geturl()) or "")
     if where.scheme == "https":
-        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
-    return http.client.HTTPConnection(host, port, timeout=_TIMEOUT, blocksize=1 << 20)
+        tls = http.client.HTTPSConnection(
+            proxy.hostname or host, proxy.port or port, timeout=_TIMEOUT, blocksize=1 << 20
+        )
+        if proxy.hostname:
+            tls.set_tunnel(host, port, _proxy_login(proxy))
+        return tls
+    return http.client.HTTPConnection(proxy.hostname or host, proxy.port or port, timeout=_TIMEOUT, blocksize=1 << 20)
+
+
+def _target(where: SplitResult) -> str:
+    """What comes before each path."""
+    return where.geturl().rstrip("/") if where.scheme == "http" and proxy_of(where.geturl()) else where.path
+
+
+def _proxy_login(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
 
 def _check(status: int, content: bytes) -> None:

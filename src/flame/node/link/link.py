@@ -28,7 +28,7 @@ from flame.model.errors import (
     Unavailable,
 )
 from flame.node.link.credentials import token_request
-from flame.node.link.polling import Polling
+from flame.node.link.polling import ACKS_AT_ONCE, Polling
 from flame.node.link.proxies import proxy_of
 from flame.protocol import control
 
@@ -42,13 +42,12 @@ Send = Callable[[control.ToHub], Awaitable[None]]
 
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 10.0
 ACK_SECONDS = 0.1
-ACKS_AT_ONCE = 1000
-"""Numbers in one frame; the hub hangs up on more."""
 MAX_ANSWER = 16 << 20
 """Bytes of one answer of the hub: a manifest and its surroundings have far fewer."""
 RETRY_SECONDS = 1.0
 RETRY_SECONDS_MOST = 30.0
-GREETING_SECONDS = 10.0
+SOCKET_SECONDS = GREETING_SECONDS = 10.0
+"""For a WebSocket to open, and for the hub to greet."""
 SOCKET_AGAIN_FIRST, SOCKET_AGAIN_LAST = 5.0, 300.0
 """Between two attempts to open a WebSocket after all."""
 MAX_LOG_SIZE = 2**53
@@ -172,14 +171,15 @@ class Link:
 
         bearer = await self.bearer()
         url = self.hub.replace("http", "ws", 1) + control.PATH
-        socket = await (await self._http()).ws_connect(
-            url,
-            headers={"Authorization": f"Bearer {bearer}"},
-            heartbeat=20,
-            max_msg_size=control.MAX_FRAME,
-            compress=0,
-            proxy=proxy_of(self.hub),
-        )
+        async with asyncio.timeout(SOCKET_SECONDS):
+            socket = await (await self._http()).ws_connect(
+                url,
+                headers={"Authorization": f"Bearer {bearer}"},
+                heartbeat=20,
+                max_msg_size=control.MAX_FRAME,
+                compress=0,
+                proxy=proxy_of(self.hub),
+            )
         try:
             await socket.send_bytes(control.encode(_hello()))
             first = await socket.receive(timeout=GREETING_SECONDS)
