@@ -37,6 +37,7 @@ from flame.hub.relay.routes import ROUTES as RELAY
 from flame.hub.relay.runs import Runs
 from flame.hub.resources import answer
 from flame.hub.state import HubState
+from flame.hub.telemetry.routes import ROUTES as TELEMETRY
 from flame.model.errors import Invalid, NotFound
 from flame.storage.engine import Database
 from flame.storage.mailbox import SqlMailbox
@@ -62,6 +63,7 @@ ROUTES: list[BaseRoute] = [
     *ANALYSES,
     *REGISTRY,
     *OBJECTS,
+    *TELEMETRY,
     *RELAY,
     *AUDIT,
     *(Route(path, root, methods=["GET"]) for path in ("/", "/core/", "/storage/", "/messenger/", "/telemetry/")),

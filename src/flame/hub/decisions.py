@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import verify_approval
 from flame.hub.authorisation import Action, Actor, Membership, demand
-from flame.hub.resources import Body
+from flame.hub.resources import Body, LongText
 from flame.model.errors import Conflict, DoesNotMatchApproval, Expired, Malformed
 from flame.protocol.documents import Approval
 from flame.protocol.freeze import parse_time
@@ -28,7 +28,7 @@ class SignedApproval(msgspec.Struct):
 
 class DecisionBody(Body):
     approval_status: Literal["approved", "rejected"] | UnsetType | None = UNSET
-    comment: str | UnsetType | None = UNSET
+    comment: LongText | UnsetType | None = UNSET
     approval: SignedApproval | UnsetType | None = UNSET
 
 

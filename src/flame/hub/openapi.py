@@ -26,6 +26,7 @@ _REASONS: Final = {
     403: "not allowed; `message` says why",
     404: "not there, or not visible",
     405: "another method is meant",
+    408: "the body came too slowly",
     409: "the state of the thing does not allow it",
     413: "too large",
     429: "too often; `retryAfter` says when again",
@@ -165,7 +166,7 @@ def _refusals(route: Route, method: str, about: About) -> dict[str, Any]:
     if method != "GET":
         codes |= {404, 409, 507}
     if about.body is not None:
-        codes.add(413)
+        codes |= {408, 413}
     problem = {"content": {JSON: {"schema": {"$ref": f"{_REF}Problem"}}}}
     return {str(code): {"description": _REASONS[code], **problem} for code in sorted(codes)}
 
@@ -179,7 +180,7 @@ def _ref(kind: Resource | type) -> dict[str, Any]:
 
 def _fields(resource: Resource) -> dict[str, Any]:
     known: dict[str, Any] = {name: _field(column) for name, column in resource.fields.items()}
-    known |= {name: {"type": ["array", "null"]} for name in resource.json}
+    known |= {name: {"type": ["array", "object", "null"]} for name in resource.json}
     known |= {name: _constant(value) for name, value in resource.constant.items()}
     nothing = {"type": "null"}
     known |= dict.fromkeys(resource.absent, nothing)

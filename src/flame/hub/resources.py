@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -26,7 +27,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -37,7 +38,7 @@ from flame.hub.identity.sessions import authenticate
 from flame.hub.problems import issue, wrong
 from flame.hub.query import MAX_LIMIT, Fields, Filter, Query, Vocabulary, parse
 from flame.hub.state import HubState, hub_of
-from flame.model.errors import Invalid, NotAllowed, NotFound
+from flame.model.errors import Invalid, Malformed, NotAllowed, NotFound
 
 MAX_BODY = 1 << 20
 Row = dict[str, Any]
@@ -331,14 +332,39 @@ def collection(rows: Sequence[object], total: int, query: Query, resource: Resou
     )
 
 
+async def arriving(request: Request) -> AsyncIterator[bytes]:
+    """A body as it comes. Raises Invalid (408) when nothing comes for a while: nobody holds the hub by being slow."""
+    seconds = hub_of(request).settings.body_idle_seconds
+    pieces = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise TooSlow(f"For {seconds} seconds nothing came.", next_step="Send it again.") from None
+        except ClientDisconnect:
+            raise Malformed("The sender has gone before the end.") from None
+        yield piece
+
+
+class TooSlow(Invalid):
+    code, status = "request_timeout", 408
+
+
+class TooLarge(Invalid):
+    code, status = "content_too_large", 413
+
+
 async def read_bytes(request: Request, limit: int = MAX_BODY) -> bytes:
     """The body of a request, at most `limit` bytes."""
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
+    async for piece in arriving(request):
         size += len(piece)
         if size > limit:
-            raise Invalid(f"The body is larger than {limit} bytes.")
+            raise TooLarge(f"The body is larger than {limit} bytes.")
         pieces.append(piece)
     return b"".join(pieces)
 

@@ -14,6 +14,9 @@ PREFIX: Final = "FLAME_HUB_"
 _TEST_ONLY: Final = {
     "admin_password": "The admin's password comes from the environment; use this for tests only.",
     "allow_self_approval": "One person may request and approve the same analysis.",
+    "skip_project_approval": "Projects count as approved at the hub by every node at once; a real node runs nothing on it.",
+    "skip_analysis_approval": "Analyses count as approved at the hub by every node at once, and administrators stand in "
+    "for nodes; a real node runs nothing on it.",
     "record": "Every byte that the hub receives and sends is recorded in a directory.",
 }
 
@@ -36,15 +39,23 @@ class Settings:
     admin_password: str | None = None
     password_file: bool = False
     allow_self_approval: bool = False
+    skip_project_approval: bool = False
+    skip_analysis_approval: bool = False
     record: Path | None = None
     database_url: str | None = None
     database_password_file: Path | None = None
     storage_bytes_max: int | None = None
+    body_idle_seconds: int = 30
     token_seconds: int = 3600
     refresh_seconds: int = 30 * 24 * 3600
 
     def __repr__(self) -> str:
         return f"Settings(dir={str(self.dir)!r}, host={self.host!r}, port={self.port})"
+
+    @property
+    def self_approval(self) -> bool:
+        """Whether one person may request and approve the same."""
+        return self.allow_self_approval or self.skip_project_approval or self.skip_analysis_approval
 
     def warnings(self) -> list[str]:
         """What an operator has to know about settings that are meant for tests."""

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from flame.hub.analyses.manifest import MAX_AUTHOR_FILE, code_of, freeze_analysis
 from flame.hub.analyses.resources import ANALYSIS
-from flame.hub.analyses.tables import analyses, analysis_logs, analysis_nodes, manifests, runs
+from flame.hub.analyses.tables import analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
-from flame.hub.columns import new_id, now
+from flame.hub.columns import now
 from flame.hub.nodes.tables import nodes
 from flame.hub.resources import Row, get_row, raw_row
 from flame.hub.state import HubState
+from flame.hub.telemetry.logs import log_line
 from flame.model.analysis import Command, Lifecycle, Status, advance
 from flame.protocol.freeze import AUTHOR_FILE
 
@@ -129,12 +130,18 @@ def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> 
         "distribution_progress": None, "execution_status": None, "execution_progress": None,
     }  # fmt: skip
     connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
-    nothing = {"approval_status": None, "approval_signed": False, "approval": None, "approval_signature": None}
+    nothing: dict[str, Any] = dict.fromkeys(("approval_status", "approval", "approval_signature"))
+    nothing |= {"approval_signed": False} | approved_at_once(hub)
     nothing |= dict.fromkeys(("execution_status", "execution_progress", "execution_run", "execution_reason"))
     connection.execute(
         update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**nothing, updated_at=now())
     )
     hub.log.tell(connection, "unlock", key, {"manifest": row.manifest_digest or "", "by": actor.id})
+
+
+def approved_at_once(hub: HubState) -> dict[str, Any]:
+    """What a place in an analysis begins with where approvals are skipped for tests: a decision at the hub, unsigned."""
+    return {"approval_status": "approved"} if hub.settings.skip_analysis_approval else {}
 
 
 def _stop(hub: HubState, connection: Connection, key: str, actor: Actor) -> tuple[str, ...]:
@@ -144,23 +151,6 @@ def _stop(hub: HubState, connection: Connection, key: str, actor: Actor) -> tupl
     for run in found:
         hub.log.tell(connection, "stop", run, {"analysis": key, "by": actor.id})
     return found
-
-
-def log_line(
-    connection: Connection, analysis: str, level: str, message: str, node: str | None = None, labels: Any = None
-) -> dict[str, Any]:
-    """One line of an analysis' log, as shown."""
-    row = {
-        "id": new_id(), "analysis_id": analysis, "node_id": node, "time": now(), "level": level, "message": message,
-        "service": "hub-server-core", "channel": "http", "labels": json.dumps(labels or {"analysisId": analysis}),
-    }  # fmt: skip
-    connection.execute(insert(analysis_logs).values(**row))
-    return shown_line(row)
-
-
-def shown_line(row: Any) -> dict[str, Any]:
-    names = ("time", "message", "service", "channel", "level")
-    return {name: row[name] for name in names} | {"labels": json.loads(row["labels"])}
 
 
 def delete_analysis(hub: HubState, connection: Connection, actor: Actor, key: str) -> None:

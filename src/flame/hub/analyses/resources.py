@@ -12,8 +12,9 @@ from flame.hub.authorisation import Actor
 from flame.hub.nodes.resources import NODE
 from flame.hub.nodes.tables import nodes
 from flame.hub.projects.resources import PROJECT
-from flame.hub.registry.resources import MASTER_IMAGE
+from flame.hub.registry.resources import MASTER_IMAGE, REGISTRY
 from flame.hub.resources import Relation, Resource, Row
+from flame.hub.telemetry.tables import analysis_node_events
 
 _part = analysis_nodes.c.analysis_id == analyses.c.id
 _all_nodes = select(func.count(analysis_nodes.c.id)).where(_part).scalar_subquery()
@@ -34,17 +35,19 @@ _entrypoint = exists().where(
     analysis_buckets.c.id == analysis_bucket_files.c.analysis_bucket_id,
     analysis_buckets.c.type == "CODE",
 )
-_nodes_valid = case((and_(_all_nodes > 0, _all_nodes == _approved), True), else_=False)
 
 
 def _flag(condition: ColumnElement[bool]) -> ColumnElement[Any]:
     return case((condition, literal(True)), else_=literal(False))
 
 
+_nodes_valid = _flag(and_(_all_nodes > 0, _all_nodes == _approved))
+
+
 def _analysis(row: Row) -> Row:
     for name in _FLAGS & set(row):
         row[name] = bool(row[name])
-    return row | {"registry": None}
+    return row
 
 
 _FLAGS = frozenset(
@@ -66,6 +69,7 @@ ANALYSIS = Resource(
     relations={
         "project": Relation("project_id", lambda: PROJECT),
         "masterImage": Relation("master_image_id", lambda: MASTER_IMAGE),
+        "registry": Relation("registry_id", lambda: REGISTRY),
     },
     computed={
         "nodes": _all_nodes,
@@ -78,7 +82,7 @@ ANALYSIS = Resource(
         "build_nodes_valid": _nodes_valid,
         "distribution_nodes_valid": _nodes_valid,
     },
-    absent=frozenset({"registry"}), secret=frozenset({"manifest_missing"}),
+    secret=frozenset({"manifest_missing"}),
     json=frozenset({"imageCommandArguments"}), finish=_analysis,
 )  # fmt: skip
 
@@ -96,6 +100,10 @@ ANALYSIS_NODE = Resource(
     "analysis-node", analysis_nodes, _part_of_analysis(analysis_nodes.c.analysis_id),
     filters=frozenset({"executionStatus", "approvalStatus", "analysisId", "analysisRealmId", "nodeId", "nodeRealmId"}),
     relations={"node": Relation("node_id", lambda: NODE), **_ANALYSIS},
+)  # fmt: skip
+ANALYSIS_NODE_EVENT = Resource(
+    "analysis-node-event", analysis_node_events, _part_of_analysis(analysis_node_events.c.analysis_id),
+    filters=frozenset({"analysisId", "nodeId"}), relations={"node": Relation("node_id", lambda: NODE), **_ANALYSIS},
 )  # fmt: skip
 ANALYSIS_BUCKET = Resource(
     "analysis-bucket", analysis_buckets, rules.readable_analysis_buckets, filters=frozenset({"analysisId", "type"}),

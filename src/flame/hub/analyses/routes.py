@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -12,36 +12,56 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy import delete as sql_delete
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from flame.hub.analyses import commands
-from flame.hub.analyses.resources import ANALYSIS, ANALYSIS_BUCKET, ANALYSIS_BUCKET_FILE, ANALYSIS_NODE
+from flame.hub.analyses.resources import (
+    ANALYSIS,
+    ANALYSIS_BUCKET,
+    ANALYSIS_BUCKET_FILE,
+    ANALYSIS_NODE,
+    ANALYSIS_NODE_EVENT,
+)
 from flame.hub.analyses.runs import LIVE
 from flame.hub.analyses.runs import ROUTES as RUN_ROUTES
 from flame.hub.analyses.tables import (
     analyses,
     analysis_bucket_files,
     analysis_buckets,
-    analysis_logs,
     analysis_nodes,
     runs,
 )
-from flame.hub.authorisation import Action, Actor, Membership, analysis_facts, demand, project_facts
-from flame.hub.columns import fresh, new_id, now
+from flame.hub.authorisation import (
+    Action,
+    Actor,
+    Membership,
+    analysis_facts,
+    bucket_facts,
+    demand,
+    project_facts,
+)
+from flame.hub.columns import check_id, fresh, new_id, now
+from flame.hub.credentials import Credentials, CredentialsBody, read_credentials, shown_client
 from flame.hub.decisions import DecisionBody, Subject, decide
+from flame.hub.described import About, Described, in_query
+from flame.hub.identity.permissions import OF_ANALYSES
 from flame.hub.identity.sessions import authenticate
-from flame.hub.identity.tables import clients
+from flame.hub.identity.tables import client_permissions, clients, permissions
 from flame.hub.nodes.resources import NODE
 from flame.hub.nodes.routes import node_key
+from flame.hub.objects.files import FilePath, register_file
+from flame.hub.objects.resources import BUCKET, BUCKET_FILE
 from flame.hub.objects.tables import bucket_files, buckets
 from flame.hub.problems import wrong
 from flame.hub.projects.resources import PROJECT
-from flame.hub.projects.routes import require_people, slug
+from flame.hub.projects.routes import Slug, require_people, slug
 from flame.hub.projects.tables import project_nodes
-from flame.hub.query import Vocabulary, parse
-from flame.hub.registry.resources import MASTER_IMAGE
+from flame.hub.query import Query
+from flame.hub.registry.resources import MASTER_IMAGE, REGISTRY
 from flame.hub.resources import (
     Body,
+    Id,
+    Label,
+    LongText,
     answer,
     camel,
     changing_routes,
@@ -52,27 +72,34 @@ from flame.hub.resources import (
     read_body,
     readable_routes,
     record,
+    related_row,
     text,
 )
 from flame.hub.state import HubState, hub_of
+from flame.hub.telemetry.events import happened, part_changed
 from flame.model.analysis import Command, Status, has_ended, overall, overall_progress
-from flame.model.errors import Conflict, Invalid, NotFound
-
-LEVELS = Literal["emerg", "alert", "crit", "error", "warn", "notice", "info", "debug"]
+from flame.model.errors import Conflict, Invalid, NotAllowed, NotFound
 
 
-class Argument(msgspec.Struct):
-    value: str
-    position: Literal["before", "after"] = "after"
+class Argument(msgspec.Struct, omit_defaults=True):
+    value: Annotated[str, msgspec.Meta(max_length=1024)]
+    position: Literal["before", "after"] | None = None
+
+
+Arguments = Annotated[list[Argument], msgspec.Meta(max_length=64)]
 
 
 class AnalysisBody(Body):
-    name: str | UnsetType | None = UNSET
-    display_name: str | UnsetType | None = UNSET
-    description: str | UnsetType | None = UNSET
-    project_id: str | UnsetType = UNSET
-    master_image_id: str | UnsetType | None = UNSET
-    image_command_arguments: list[Argument] | UnsetType | None = UNSET
+    name: Slug | UnsetType | None = UNSET
+    display_name: Label | UnsetType | None = UNSET
+    description: LongText | UnsetType | None = UNSET
+    master_image_id: Id | UnsetType | None = UNSET
+    image_command_arguments: Arguments | UnsetType | None = UNSET
+
+
+class NewAnalysisBody(AnalysisBody, kw_only=True):
+    project_id: Id
+    registry_id: Id | UnsetType | None = UNSET
 
 
 class CommandBody(Body):
@@ -90,7 +117,6 @@ def _values(body: AnalysisBody) -> dict[str, Any]:
 
 
 def _check_argument(value: str, path: str) -> None:
-    text(value, path, least=0, most=1024)
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
         raise wrong(path, "An argument holds no control characters.")
 
@@ -98,17 +124,15 @@ def _check_argument(value: str, path: str) -> None:
 async def create_analysis(request: Request) -> Response:
     actor = await authenticate(request)
     require_people(actor)
-    body = await read_body(request, AnalysisBody)
+    body = await read_body(request, NewAnalysisBody)
     values = _values(body) | {"name": slug(body.name)}
-    project_id = text(body.project_id, "projectId", most=36)
     hub = hub_of(request)
 
     def store(connection: Connection) -> dict[str, Any]:
-        project = raw_row(connection, actor, PROJECT, project_id)
+        project = related_row(connection, actor, PROJECT, body.project_id, "projectId")
         demand(actor, Action.CREATE, project_facts(connection, project.id))
-        if values.get("master_image_id"):
-            raw_row(connection, actor, MASTER_IMAGE, values["master_image_id"])
-        elif project.master_image_id:
+        _check_relations(connection, actor, values)
+        if not values.get("master_image_id"):
             values["master_image_id"] = project.master_image_id
         row = fresh(**values, realm_id=project.realm_id, user_id=actor.id, client_id=new_id())
         moment = {"created_at": row["created_at"], "updated_at": row["updated_at"]}
@@ -118,13 +142,29 @@ async def create_analysis(request: Request) -> Response:
             )
         )
         connection.execute(insert(analyses).values(**row))
+        _let_client_work(connection, row)
         _make_buckets(connection, row)
         asked = (project_nodes.c.project_id == project.id) & (project_nodes.c.approval_status == "approved")
         for place in connection.execute(select(project_nodes).where(asked)).all():
-            _add_node(connection, row["id"], project.realm_id, place.node_id, place.node_realm_id)
+            _add_node(hub, connection, row["id"], project.realm_id, place.node_id, place.node_realm_id)
+        happened(connection, actor, ANALYSIS, row["id"], "created")
         return get_row(connection, actor, ANALYSIS, row["id"])
 
     return record(await hub.database.write(store), ANALYSIS, 201)
+
+
+def _check_relations(connection: Connection, actor: Actor, values: dict[str, Any]) -> None:
+    if values.get("master_image_id"):
+        related_row(connection, actor, MASTER_IMAGE, values["master_image_id"], "masterImageId")
+    if values.get("registry_id"):
+        related_row(connection, actor, REGISTRY, values["registry_id"], "registryId")
+
+
+def _let_client_work(connection: Connection, analysis: dict[str, Any]) -> None:
+    """The permissions that the client of every analysis holds."""
+    wanted = select(permissions).where(permissions.c.name.in_(sorted(OF_ANALYSES)), permissions.c.built_in.is_(True))
+    for row in connection.execute(wanted).all():
+        hold_permission(connection, analysis["client_id"], analysis["realm_id"], row)
 
 
 def _make_buckets(connection: Connection, analysis: dict[str, Any]) -> None:
@@ -142,11 +182,14 @@ def _make_buckets(connection: Connection, analysis: dict[str, Any]) -> None:
         connection.execute(insert(analysis_buckets).values(**link))
 
 
-def _add_node(connection: Connection, analysis: str, realm: str, node: str, node_realm: str) -> str:
+def _add_node(hub: HubState, connection: Connection, analysis: str, realm: str, node: str, node_realm: str) -> str:
     there = (analysis_nodes.c.analysis_id == analysis) & (analysis_nodes.c.node_id == node)
     known = connection.execute(select(analysis_nodes.c.id).where(there)).scalar()
     if known is None:
-        row = fresh(analysis_id=analysis, node_id=node, analysis_realm_id=realm, node_realm_id=node_realm)
+        row = fresh(
+            analysis_id=analysis, node_id=node, analysis_realm_id=realm, node_realm_id=node_realm,
+            **commands.approved_at_once(hub),
+        )  # fmt: skip
         connection.execute(insert(analysis_nodes).values(**row))
         known = row["id"]
     return str(known)
@@ -161,7 +204,6 @@ async def update_analysis(request: Request) -> Response:
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
     values = _values(await read_body(request, AnalysisBody))
-    values.pop("project_id", None)
     if "name" in values:
         values["name"] = slug(values["name"])
 
@@ -169,9 +211,9 @@ async def update_analysis(request: Request) -> Response:
         row = raw_row(connection, actor, ANALYSIS, key)
         demand(actor, Action.UPDATE, analysis_facts(connection, key))
         require_unlocked(row)
-        if values.get("master_image_id"):
-            raw_row(connection, actor, MASTER_IMAGE, values["master_image_id"])
+        _check_relations(connection, actor, values)
         connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
+        happened(connection, actor, ANALYSIS, key, "updated", row)
         return get_row(connection, actor, ANALYSIS, key)
 
     return record(await hub_of(request).database.write(store), ANALYSIS, 202)
@@ -191,6 +233,7 @@ async def delete_analysis(request: Request) -> Response:
         ids = connection.execute(held).scalars().all()
         files = connection.execute(select(bucket_files.c.hash).where(bucket_files.c.bucket_id.in_(ids))).scalars().all()
         client = connection.execute(select(analyses.c.client_id).where(analyses.c.id == key)).scalar()
+        happened(connection, actor, ANALYSIS, key, "deleted")
         commands.delete_analysis(hub, connection, actor, key)
         connection.execute(sql_delete(buckets).where(buckets.c.id.in_(ids)))
         connection.execute(sql_delete(clients).where(clients.c.id == client))
@@ -220,9 +263,11 @@ async def command(request: Request) -> Response:
     files = await commands.author_files(hub, key) if wanted is Command.CONFIGURATION_LOCK else {}
 
     def store(connection: Connection) -> commands.Done:
+        before = raw_row(connection, actor, ANALYSIS, key)
         done = commands.execute(hub, connection, actor, key, wanted, files)
         if wanted is Command.STORAGE_CHECK:
             _make_buckets(connection, connection.execute(select(analyses).where(analyses.c.id == key)).mappings().one())  # type: ignore[arg-type]
+        happened(connection, actor, ANALYSIS, key, "updated", before)
         return done
 
     done = await hub.database.write(store, "lock")
@@ -236,12 +281,119 @@ async def command(request: Request) -> Response:
     return record(done.row, ANALYSIS, 202)
 
 
+# --------------------------------------------------------------------------------------------------- an analysis' client
+
+
+async def get_credentials(request: Request) -> Response:
+    """An analysis' client. Its secret is not shown again: the hub keeps a hash."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+
+    def load(connection: Connection) -> Credentials:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, key))
+        return shown_client(connection, row.client_id)
+
+    return answer(await hub_of(request).database.read(load))
+
+
+async def set_credentials(request: Request) -> Response:
+    """A new secret for an analysis' client, shown once."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+    given = await read_credentials(request)
+    hub = hub_of(request)
+
+    def store(connection: Connection) -> Credentials:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, key))
+        hub.log.tell(connection, "administration", key, {"changed": "client secret", "by": actor.id})
+        return given.store(connection, row.client_id)
+
+    return answer(await hub.database.write(store))
+
+
+class PermissionBody(Body):
+    permission_id: Id
+
+
+async def client_permissions_of(request: Request) -> Response:
+    """What an analysis' client may do."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+
+    def load(connection: Connection) -> list[dict[str, Any]]:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, key))
+        return held_permissions(connection, row.client_id)
+
+    held = await hub_of(request).database.read(load)
+    return collection(held, len(held), Query())
+
+
+async def give_permission(request: Request) -> Response:
+    """Let an analysis' client do one of the things that clients of analyses may do."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+    body = await read_body(request, PermissionBody)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, key))
+        wanted = connection.execute(select(permissions).where(permissions.c.id == body.permission_id)).first()
+        if wanted is None:
+            raise wrong("permissionId", "There is no such permission.")
+        if wanted.name not in OF_ANALYSES or not wanted.built_in:
+            raise NotAllowed("The client of an analysis may not be given this permission.")
+        return hold_permission(connection, row.client_id, row.realm_id, wanted)
+
+    return record(await hub_of(request).database.write(store), status=202)
+
+
+async def take_permission(request: Request) -> Response:
+    """Take a permission from an analysis' client."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+    permission = check_id(request.path_params["permission"], "permission")
+
+    def store(connection: Connection) -> None:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, key))
+        held = (client_permissions.c.client_id == row.client_id) & (client_permissions.c.permission_id == permission)
+        if connection.execute(sql_delete(client_permissions).where(held)).rowcount == 0:
+            raise NotFound("The client does not hold this permission.")
+
+    await hub_of(request).database.write(store)
+    return answer(None, 202)
+
+
+def hold_permission(connection: Connection, client: str, realm: str, permission: Any) -> dict[str, Any]:
+    """Let a client hold a permission, once; what clients read of it."""
+    held = client_permissions.c.client_id == client
+    known = select(client_permissions.c.id).where(held, client_permissions.c.permission_id == permission.id)
+    if connection.execute(known).first() is None:
+        realms = {"client_realm_id": realm, "permission_realm_id": permission.realm_id}
+        row = fresh(client_id=client, permission_id=permission.id, **realms)
+        connection.execute(insert(client_permissions).values(**row))
+    return next(p for p in held_permissions(connection, client) if p["permissionId"] == permission.id)
+
+
+def held_permissions(connection: Connection, client: str | None) -> list[dict[str, Any]]:
+    joined = client_permissions.join(permissions, permissions.c.id == client_permissions.c.permission_id)
+    wanted = select(client_permissions, permissions.c.name).select_from(joined).order_by(permissions.c.name)
+    rows = connection.execute(wanted.where(client_permissions.c.client_id == client)).all()
+    return [
+        {"id": r.id, "clientId": r.client_id, "permissionId": r.permission_id, "permission": {"name": r.name}}
+        for r in rows
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------ analysis nodes
 
 
 class AnalysisNodeBody(Body):
-    analysis_id: str
-    node_id: str
+    analysis_id: Id
+    node_id: Id
 
 
 class PlaceBody(DecisionBody):
@@ -259,15 +411,15 @@ async def create_analysis_node(request: Request) -> Response:
     hub = hub_of(request)
 
     def store(connection: Connection) -> dict[str, Any]:
-        analysis = raw_row(connection, actor, ANALYSIS, body.analysis_id)
+        analysis = related_row(connection, actor, ANALYSIS, body.analysis_id, "analysisId")
         facts = analysis_facts(connection, analysis.id)
         demand(actor, Action.UPDATE, facts)
+        node = related_row(connection, actor, NODE, body.node_id, "nodeId")
         if body.node_id not in facts.nodes:
             require_unlocked(analysis)
             if body.node_id not in facts.project.asked:
                 raise Invalid("The node is not part of the project.", next_step="Ask it for the project first.")
-        node = raw_row(connection, actor, NODE, body.node_id)
-        place = _add_node(connection, analysis.id, analysis.realm_id, node.id, node.realm_id)
+        place = _add_node(hub, connection, analysis.id, analysis.realm_id, node.id, node.realm_id)
         return get_row(connection, actor, ANALYSIS_NODE, place)
 
     row = await hub.database.write(store)
@@ -290,9 +442,12 @@ async def update_analysis_node(request: Request) -> Response:
         row = raw_row(connection, actor, ANALYSIS_NODE, key)
         facts = analysis_facts(connection, row.analysis_id)
         place = _place(hub, row, facts.creator, facts.project.creator)
-        if decides or body.comment is not UNSET:
+        if decides:
             _decide(hub, connection, actor, body, row, place)
+        elif body.comment is not UNSET:
+            _comment(connection, actor, body.comment, row, place)
         ended = _report(hub, connection, actor, body, row, place) if reports else []
+        part_changed(connection, actor, ANALYSIS_NODE, row)
         return get_row(connection, actor, ANALYSIS_NODE, key), tuple(facts.nodes), ended
 
     shown, participants, ended = await hub.database.write(store, "approvals" if decides else "runs")
@@ -307,20 +462,31 @@ async def update_analysis_node(request: Request) -> Response:
 
 def _place(hub: HubState, row: Any, *creators: str | None) -> Membership:
     asked = frozenset(c for c in creators if c is not None)
-    return Membership(row.node_id, row.node_realm_id, asked, hub.settings.allow_self_approval)
+    settings = hub.settings
+    return Membership(
+        row.node_id, row.node_realm_id, asked, settings.self_approval, rehearsal=settings.skip_analysis_approval
+    )
+
+
+def _comment(connection: Connection, actor: Actor, comment: str | None, row: Any, place: Membership) -> None:
+    """A remark without a decision; the comment that a node has signed stays as it is."""
+    demand(actor, Action.DECIDE, place)
+    if row.approval_signed:
+        raise Conflict("The comment belongs to a signed decision.", next_step="Decide anew, with another comment.")
+    connection.execute(
+        update(analysis_nodes).where(analysis_nodes.c.id == row.id).values(comment=comment, updated_at=now())
+    )
 
 
 def _decide(hub: HubState, connection: Connection, actor: Actor, body: PlaceBody, row: Any, place: Membership) -> None:
     analysis = connection.execute(select(analyses).where(analyses.c.id == row.analysis_id)).one()
-    if not analysis.configuration_locked:
+    if not analysis.configuration_locked and (body.approval or not place.rehearsal):
         raise Conflict(
             "The analysis configuration is not locked: there is nothing yet that could be approved.",
             next_step="Wait until the researcher has locked it.",
         )
     public = node_key(connection, actor) if body.approval and actor.node else None
     subject = Subject("analysis", analysis.manifest_digest or _unfrozen(body), row.node_id, place)
-    if body.approval_status is UNSET and not body.approval:
-        raise Invalid("A comment comes with a decision.", next_step="Send approvalStatus as well.")
     changed = decide(actor, body, row, subject, public)
     connection.execute(update(analysis_nodes).where(analysis_nodes.c.id == row.id).values(**changed, updated_at=now()))
     facts = {
@@ -402,49 +568,138 @@ async def delete_analysis_node(request: Request) -> Response:
     return record(shown, ANALYSIS_NODE, 202)
 
 
-# ----------------------------------------------------------------------------------------------------- files of buckets
+# ---------------------------------------------------------------------------------------------------- buckets and files
+
+
+class BucketBody(Body):
+    type: Literal["CODE", "RESULT", "TEMP"]
+    bucket_id: Id
+    analysis_id: Id
+
+
+async def create_bucket(request: Request) -> Response:
+    """Give an analysis a bucket of one's own, as a further one of this type."""
+    actor = await authenticate(request)
+    body = await read_body(request, BucketBody)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        analysis = related_row(connection, actor, ANALYSIS, body.analysis_id, "analysisId")
+        demand(actor, Action.UPDATE, analysis_facts(connection, analysis.id))
+        bucket = related_row(connection, actor, BUCKET, body.bucket_id, "bucketId")
+        facts = bucket_facts(connection, bucket.id)
+        if facts.analysis is not None:
+            raise Conflict("The bucket belongs to an analysis already.", next_step="Make a bucket for each analysis.")
+        demand(actor, Action.UPDATE, facts)
+        if body.type == "CODE":
+            require_unlocked(analysis)
+        row = fresh(type=body.type, bucket_id=bucket.id, analysis_id=analysis.id, realm_id=analysis.realm_id)
+        connection.execute(insert(analysis_buckets).values(**row))
+        return get_row(connection, actor, ANALYSIS_BUCKET, row["id"])
+
+    return record(await hub_of(request).database.write(store), ANALYSIS_BUCKET, 201)
+
+
+async def update_bucket(request: Request) -> Response:
+    """FLAME's clients may send this; nothing of an analysis' bucket changes."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS_BUCKET)
+
+    def load(connection: Connection) -> dict[str, Any]:
+        row = raw_row(connection, actor, ANALYSIS_BUCKET, key)
+        demand(actor, Action.UPDATE, analysis_facts(connection, row.analysis_id))
+        return get_row(connection, actor, ANALYSIS_BUCKET, key)
+
+    return record(await hub_of(request).database.read(load), ANALYSIS_BUCKET, 202)
+
+
+async def delete_bucket(request: Request) -> Response:
+    """Take a bucket out of an analysis; what it stores stays. On a locked analysis a program's bucket voids the lock."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS_BUCKET)
+    hub = hub_of(request)
+
+    def store(connection: Connection) -> tuple[dict[str, Any], tuple[str, ...]]:
+        shown = get_row(connection, actor, ANALYSIS_BUCKET, key)
+        facts = analysis_facts(connection, shown["analysisId"])
+        demand(actor, Action.UPDATE, facts)
+        _require_not_running(connection, facts.id)
+        analysis = connection.execute(select(analyses).where(analyses.c.id == facts.id)).one()
+        if analysis.configuration_locked and shown["type"] == "CODE":
+            commands.void_lock(hub, connection, facts.id, actor)
+        connection.execute(sql_delete(analysis_buckets).where(analysis_buckets.c.id == key))
+        return shown, tuple(facts.nodes)
+
+    shown, participants = await hub.database.write(store, "lock")
+    hub.channels.changed(participants, "analysis", shown["analysisId"])
+    return record(shown, ANALYSIS_BUCKET, 202)
 
 
 class FileBody(Body):
     root: bool | UnsetType = UNSET
-    bucket_file_id: str | UnsetType = UNSET
-    path: str | UnsetType = UNSET
+
+
+class NewFileBody(FileBody, kw_only=True):
+    bucket_file_id: Id
+    bucket_id: Id | UnsetType | None = UNSET
+    analysis_bucket_id: Id | UnsetType | None = UNSET
+    path: FilePath | UnsetType | None = UNSET
 
 
 async def update_file(request: Request) -> Response:
-    """``POST /core/analysis-bucket-files/:id {root}``: which file is the entrypoint; one at a time."""
+    """Which file is the entrypoint; one at a time."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS_BUCKET_FILE)
     body = await read_body(request, FileBody)
-    return await _set_root(request, actor, ANALYSIS_BUCKET_FILE.table.c.id == key, body.root, 202)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        raw_row(connection, actor, ANALYSIS_BUCKET_FILE, key)
+        if body.root is not UNSET:
+            _set_root(connection, actor, key, body.root)
+        return get_row(connection, actor, ANALYSIS_BUCKET_FILE, key)
+
+    return record(await hub_of(request).database.write(store), ANALYSIS_BUCKET_FILE, 202)
 
 
 async def create_file(request: Request) -> Response:
-    """Uploads register themselves; what clients send after them finds the row that is there."""
+    """Make a stored file part of an analysis. Uploads do so by themselves: then what is there is found."""
     actor = await authenticate(request)
-    body = await read_body(request, FileBody)
-    wanted = text(body.bucket_file_id, "bucketFileId", most=36)
-    return await _set_root(request, actor, analysis_bucket_files.c.bucket_file_id == wanted, body.root, 201)
+    body = await read_body(request, NewFileBody)
 
-
-async def _set_root(request: Request, actor: Actor, which: Any, root: bool | UnsetType, status: int) -> Response:
     def store(connection: Connection) -> dict[str, Any]:
+        file = related_row(connection, actor, BUCKET_FILE, body.bucket_file_id, "bucketFileId")
+        link = connection.execute(
+            select(analysis_buckets).where(analysis_buckets.c.bucket_id == file.bucket_id)
+        ).first()
+        if link is None or body.analysis_bucket_id not in (UNSET, None, link.id):
+            raise wrong("analysisBucketId", "The file is in no bucket of this analysis.")
+        if body.path not in (UNSET, None, file.path):
+            raise wrong("path", f"The stored file's path is '{file.path}'.")
+        demand(actor, Action.UPDATE, analysis_facts(connection, link.analysis_id))
         table = analysis_bucket_files
-        key = connection.execute(select(table.c.id).where(which)).scalar()
-        if key is None:
-            raise NotFound("The analysis-bucket-file was not found.")
-        row = raw_row(connection, actor, ANALYSIS_BUCKET_FILE, key)
-        demand(actor, Action.UPDATE, analysis_facts(connection, row.analysis_id))
-        analysis = connection.execute(select(analyses).where(analyses.c.id == row.analysis_id)).one()
-        if root is not UNSET:
-            require_unlocked(analysis)
-            if root:
-                here = table.c.analysis_bucket_id == row.analysis_bucket_id
-                connection.execute(update(table).where(here).values(root=False))
-            connection.execute(update(table).where(table.c.id == key).values(root=root, updated_at=now()))
-        return get_row(connection, actor, ANALYSIS_BUCKET_FILE, key)
+        known = connection.execute(select(table.c.id).where(table.c.bucket_file_id == file.id)).scalar()
+        if known is None:
+            if link.type == "CODE":
+                _require_open(connection, link.analysis_id)
+            known = register_file(connection, actor, file._mapping, link)
+        if body.root is not UNSET and body.root:
+            _set_root(connection, actor, known, True)
+        return get_row(connection, actor, ANALYSIS_BUCKET_FILE, known)
 
-    return record(await hub_of(request).database.write(store), ANALYSIS_BUCKET_FILE, status)
+    return record(await hub_of(request).database.write(store), ANALYSIS_BUCKET_FILE, 201)
+
+
+def _set_root(connection: Connection, actor: Actor, key: str, root: bool) -> None:
+    table = analysis_bucket_files
+    row = connection.execute(select(table).where(table.c.id == key)).one()
+    demand(actor, Action.UPDATE, analysis_facts(connection, row.analysis_id))
+    _require_open(connection, row.analysis_id)
+    if root:
+        connection.execute(update(table).where(table.c.analysis_id == row.analysis_id).values(root=False))
+    connection.execute(update(table).where(table.c.id == key).values(root=root, updated_at=now()))
+
+
+def _require_open(connection: Connection, analysis: str) -> None:
+    require_unlocked(connection.execute(select(analyses).where(analyses.c.id == analysis)).one())
 
 
 async def delete_file(request: Request) -> Response:
@@ -455,73 +710,16 @@ async def delete_file(request: Request) -> Response:
     def store(connection: Connection) -> dict[str, Any]:
         shown = get_row(connection, actor, ANALYSIS_BUCKET_FILE, key)
         demand(actor, Action.UPDATE, analysis_facts(connection, shown["analysisId"]))
-        require_unlocked(connection.execute(select(analyses).where(analyses.c.id == shown["analysisId"])).one())
+        bucket = select(analysis_buckets.c.type).where(analysis_buckets.c.id == shown["analysisBucketId"])
+        if connection.execute(bucket).scalar() == "CODE":
+            _require_open(connection, shown["analysisId"])
         connection.execute(sql_delete(analysis_bucket_files).where(analysis_bucket_files.c.id == key))
         return shown
 
     return record(await hub_of(request).database.write(store), ANALYSIS_BUCKET_FILE, 202)
 
 
-# ----------------------------------------------------------------------------------------------------------------- logs
-
-
-class LogBody(Body):
-    analysis_id: str
-    node_id: str
-    level: LEVELS = "info"
-    message: str = ""
-    code: str | None = None
-    status: str | None = None
-
-
-async def create_node_log(request: Request) -> Response:
-    """``POST /core/analysis-node-logs``: by the node itself."""
-    actor = await authenticate(request)
-    body = await read_body(request, LogBody)
-    text(body.message, "message", most=2048)
-    labels = {"refType": "analysisNode", "analysisId": body.analysis_id, "nodeId": body.node_id}
-    labels |= {k: v[:64] for k, v in (("code", body.code), ("status", body.status)) if v}
-
-    def store(connection: Connection) -> dict[str, Any]:
-        analysis = raw_row(connection, actor, ANALYSIS, body.analysis_id)
-        realm = analysis_facts(connection, analysis.id).nodes.get(body.node_id)
-        if realm is None:
-            raise NotFound("The analysis-node was not found.")
-        demand(actor, Action.REPORT, Membership(body.node_id, realm, frozenset()))
-        return commands.log_line(connection, analysis.id, body.level, body.message, body.node_id, labels)
-
-    return record(await hub_of(request).database.write(store), status=202)
-
-
-def _log_routes(path: str, *, of_node: bool) -> list[Route]:
-    names = frozenset({"analysisId", "level"} | ({"nodeId"} if of_node else set()))
-    known = Vocabulary(frozenset({"time"}), names, frozenset({"time"}), limit=100)
-
-    async def many(request: Request) -> Response:
-        actor = await authenticate(request)
-        query = parse(request.query_params.multi_items(), known)
-        analysis = query.value("analysisId")
-        node = query.value("nodeId") if of_node else None
-        if analysis is None or (of_node and node is None):
-            raise wrong("filter.analysisId", "Logs are read for one analysis: filter[analysisId] (and filter[nodeId]).")
-
-        def load(connection: Connection) -> tuple[list[dict[str, Any]], int]:
-            raw_row(connection, actor, ANALYSIS, analysis)
-            wanted = (analysis_logs.c.analysis_id == analysis) & (
-                analysis_logs.c.node_id == node if of_node else analysis_logs.c.node_id.is_(None)
-            )
-            if level := query.value("level"):
-                wanted &= analysis_logs.c.level == level
-            rows = connection.execute(
-                select(analysis_logs).where(wanted).order_by(analysis_logs.c.time.desc())
-            ).mappings()
-            shown = [commands.shown_line(row) for row in rows]
-            return shown[query.offset : query.offset + query.limit], len(shown)
-
-        rows, total = await hub_of(request).database.read(load)
-        return collection(rows, total, query)
-
-    return [Route(path, many, methods=["GET"])]
+# ------------------------------------------------------------------------------------------------------------- watching
 
 
 async def watch(request: Request) -> Response:
@@ -574,20 +772,43 @@ def _stamp(shown: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+_ONE = "/core/analyses/{id}"
+
 ROUTES = [
     *readable_routes("/core/analyses", ANALYSIS),
-    *changing_routes("/core/analyses", create=create_analysis, update=update_analysis, remove=delete_analysis),
-    Route("/core/analyses/{id}/command", command, methods=["POST"]),
+    *changing_routes(
+        "/core/analyses", create=create_analysis, update=update_analysis, remove=delete_analysis, resource=ANALYSIS,
+        body=NewAnalysisBody, changes=AnalysisBody,
+    ),
+    Described("POST", f"{_ONE}/command", command, About(ANALYSIS, status=202, body=CommandBody)),
+    Described("GET", f"{_ONE}/client/credentials", get_credentials, About(Credentials, "flat")),
+    Described(
+        "POST", f"{_ONE}/client/credentials", set_credentials, About(Credentials, "flat", body=CredentialsBody)
+    ),
+    Described("GET", f"{_ONE}/client/permissions", client_permissions_of, About(shape="list")),
+    Described("POST", f"{_ONE}/client/permissions", give_permission, About(status=202, body=PermissionBody)),
+    Described(
+        "DELETE", f"{_ONE}/client/permissions/{{permission}}", take_permission, About(shape="nothing", status=202)
+    ),
     *RUN_ROUTES,
-    Route("/core/analyses/{id}/watch", watch, methods=["GET"]),
+    Described(
+        "GET", f"{_ONE}/watch", watch,
+        About(query={"seen": in_query(), "wait": in_query("number", minimum=0, maximum=30)}),
+    ),
     *readable_routes("/core/analysis-nodes", ANALYSIS_NODE),
     *changing_routes(
-        "/core/analysis-nodes", create=create_analysis_node, update=update_analysis_node, remove=delete_analysis_node
+        "/core/analysis-nodes", create=create_analysis_node, update=update_analysis_node, remove=delete_analysis_node,
+        resource=ANALYSIS_NODE, body=AnalysisNodeBody, changes=PlaceBody,
     ),
+    *readable_routes("/core/analysis-node-events", ANALYSIS_NODE_EVENT),
     *readable_routes("/core/analysis-buckets", ANALYSIS_BUCKET),
+    *changing_routes(
+        "/core/analysis-buckets", create=create_bucket, update=update_bucket, remove=delete_bucket,
+        resource=ANALYSIS_BUCKET, body=BucketBody, changes=Body,
+    ),
     *readable_routes("/core/analysis-bucket-files", ANALYSIS_BUCKET_FILE),
-    *changing_routes("/core/analysis-bucket-files", create=create_file, update=update_file, remove=delete_file),
-    *_log_routes("/core/analysis-logs", of_node=False),
-    *_log_routes("/core/analysis-node-logs", of_node=True),
-    Route("/core/analysis-node-logs", create_node_log, methods=["POST"]),
-]
+    *changing_routes(
+        "/core/analysis-bucket-files", create=create_file, update=update_file, remove=delete_file,
+        resource=ANALYSIS_BUCKET_FILE, body=NewFileBody, changes=FileBody,
+    ),
+]  # fmt: skip

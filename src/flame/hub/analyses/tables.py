@@ -25,7 +25,7 @@ analyses = Table(
     Column("execution_status", String(16)),
     Column("execution_progress", Integer),
     Column("image_command_arguments", Text),
-    Column("registry_id", String(36)),
+    reference("registry_id", "registries.id", nullable=True, cascade=False),
     Column("manifest_digest", String(64)),
     Column("manifest_missing", Text),
     reference("client_id", "clients.id", nullable=True, cascade=False),

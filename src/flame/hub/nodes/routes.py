@@ -6,27 +6,33 @@ import hashlib
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy import Connection, delete, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from flame.crypto.keys import PublicKey, fingerprint_words, parse_fingerprint
 from flame.hub.authorisation import Action, Actor, Realm, demand
 from flame.hub.columns import fresh, new_id, now
-from flame.hub.identity.passwords import hash_in_thread
+from flame.hub.credentials import Credentials, CredentialsBody, read_credentials, shown_client
+from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import clients
 from flame.hub.limits import Attempts
 from flame.hub.members.routes import register_member
 from flame.hub.nodes.resources import NODE
 from flame.hub.nodes.tables import enrolment_tokens, enrolments, nodes
-from flame.hub.problems import wrong
+from flame.hub.registry.registries import ExternalName, only_registry, open_secret, provide_project
+from flame.hub.registry.resources import REGISTRY
+from flame.hub.registry.tables import registries, registry_projects
 from flame.hub.resources import (
     Body,
+    Id,
+    Label,
+    Name,
+    Row,
     answer,
     changing_routes,
     get_row,
@@ -35,9 +41,10 @@ from flame.hub.resources import (
     read_body,
     readable_routes,
     record,
-    text,
+    related_row,
 )
 from flame.hub.state import hub_of
+from flame.hub.telemetry.events import happened
 from flame.model.errors import BadSignature, Conflict, DoesNotMatchApproval, Malformed, NotFound, Refused
 
 TOKEN_SECONDS: Final = 24 * 3600
@@ -45,124 +52,198 @@ PURPOSE: Final = b"flame-enrol-v1\0"
 _attempts = Attempts(20)
 
 
+NodeType = Literal["default", "aggregator"]
+PublicKeyText = Annotated[str, Meta(min_length=5, max_length=4096, pattern="^[ -~]+$")]
+"""What FLAME's clients may write on a node that has not enrolled; it confers nothing."""
+
+
 class NodeBody(Body):
-    name: str | UnsetType = UNSET
-    external_name: str | UnsetType | None = UNSET
-    public_key: str | UnsetType | None = UNSET
-    hidden: bool | UnsetType = UNSET
-    type: Literal["default", "aggregator"] | UnsetType = UNSET
-    realm_id: str | UnsetType | None = UNSET
-    organisation: str | UnsetType | None = UNSET
+    name: Name | UnsetType = UNSET
+    external_name: ExternalName | UnsetType | None = UNSET
+    public_key: PublicKeyText | UnsetType | None = UNSET
+    hidden: bool | UnsetType | None = UNSET
+    type: NodeType | UnsetType | None = UNSET
+    realm_id: Id | UnsetType | None = UNSET
+    registry_id: Id | UnsetType | None = UNSET
+    organisation: Label | UnsetType | None = UNSET
+
+    def values(self) -> Row:
+        """Columns to write; where a column has no empty value, null says nothing."""
+        filled = ("name", "external_name", "hidden", "type", "realm_id")
+        return {name: value for name, value in self.given().items() if value is not None or name not in filled}
+
+
+class NewNodeBody(NodeBody, kw_only=True):
+    name: Name
 
 
 async def create_node(request: Request) -> Response:
+    """A node and its client; with a registry, also its project there."""
     actor = await authenticate(request)
-    body = await read_body(request, NodeBody)
+    body = await read_body(request, NewNodeBody)
     realm = body.realm_id or actor.realm
-    demand(actor, Action.CREATE, Realm(realm))
-    values = body.given() | {"name": text(body.name, "name", least=3, most=128), "realm_id": realm}
-    if not values.get("external_name"):
-        values["external_name"] = secrets.token_hex(8)
-    _check_values(values)
+    demand(actor, Action.CREATE, Realm(realm, "node"))
+    row = fresh(**{"external_name": secrets.token_hex(8)} | body.values() | {"realm_id": realm, "client_id": new_id()})
     hub = hub_of(request)
 
-    def store(connection: Connection) -> dict[str, Any]:
-        client_id, row = new_id(), fresh(**values)
-        moment = row["created_at"]
-        connection.execute(
-            insert(clients).values(
-                id=client_id,
-                name=row["id"],
-                display_name=row["id"],
-                realm_id=realm,
-                created_at=moment,
-                updated_at=moment,
-            )
-        )
-        connection.execute(insert(nodes).values(**row, client_id=client_id))
+    def store(connection: Connection) -> Row:
+        _add_client(connection, row)
+        if row.get("registry_id"):
+            related_row(connection, actor, REGISTRY, row["registry_id"], "registryId")
+        registry = row.get("registry_id") or only_registry(connection)
+        if registry:
+            row["registry_id"] = registry
+            row["registry_project_id"] = provide_project(connection, registry, row["id"], row["external_name"], realm)
+        connection.execute(insert(nodes).values(**row))
         hub.log.tell(connection, "administration", row["id"], {"created": "node", "realm": realm, "by": actor.id})
+        happened(connection, actor, NODE, row["id"], "created")
         return get_row(connection, actor, NODE, row["id"])
 
     return record(await hub.database.write(store), NODE, 201)
 
 
+def _add_client(connection: Connection, node: Row) -> None:
+    moment = {"created_at": node["created_at"], "updated_at": node["updated_at"]}
+    values = {"id": node["client_id"], "name": node["id"], "display_name": node["id"], "realm_id": node["realm_id"]}
+    connection.execute(insert(clients).values(**values, **moment))
+
+
 async def update_node(request: Request) -> Response:
+    """Change a node's record; never the key of an enrolled one, nor its role in something locked."""
     actor = await authenticate(request)
     key = path_id(request, NODE)
     body = await read_body(request, NodeBody)
-    values = {k: v for k, v in body.given().items() if not (k == "realm_id" and v is None)}
-    _check_values(values)
+    values = body.values()
     hub = hub_of(request)
 
-    def store(connection: Connection) -> dict[str, Any]:
+    def store(connection: Connection) -> Row:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.UPDATE, Realm(row.realm_id))
-        if "realm_id" in values:
-            demand(actor, Action.UPDATE, Realm(values["realm_id"]))
-        if row.enrolled and values.get("public_key", row.public_key) != row.public_key:
-            raise Conflict("The key of an enrolled node is not changed here.", next_step="Enrol the node anew.")
-        connection.execute(update(nodes).where(nodes.c.id == key).values(**values, updated_at=now()))
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
+        _check_change(connection, actor, row, values)
+        changed = values | _registry_change(connection, actor, row, values)
+        connection.execute(update(nodes).where(nodes.c.id == key).values(**changed, updated_at=now()))
         hub.log.tell(connection, "administration", key, {"changed": "node", "by": actor.id})
+        happened(connection, actor, NODE, key, "updated", before=row)
         return get_row(connection, actor, NODE, key)
 
     return record(await hub.database.write(store), NODE, 202)
 
 
+def _check_change(connection: Connection, actor: Actor, row: Any, values: Row) -> None:
+    from flame.hub.analyses.tables import analyses, analysis_nodes  # their resources include nodes
+    from flame.hub.projects.tables import project_nodes
+
+    if row.enrolled and values.get("public_key", row.public_key) != row.public_key:
+        raise Conflict("The key of an enrolled node is not changed here.", next_step="Enrol the node anew.")
+    if values.get("realm_id", row.realm_id) != row.realm_id:
+        demand(actor, Action.UPDATE, Realm(values["realm_id"], "node"))
+        if connection.execute(select(project_nodes.c.id).where(project_nodes.c.node_id == row.id)).first():
+            raise Conflict("The node takes part in a project.", next_step="Take it out of its projects first.")
+    if values.get("type", row.type) != row.type:
+        locked = select(analyses.c.id).join(analysis_nodes, analysis_nodes.c.analysis_id == analyses.c.id)
+        locked = locked.where(analysis_nodes.c.node_id == row.id, analyses.c.configuration_locked.is_(True))
+        if connection.execute(locked).first():
+            raise Conflict(
+                "The node takes part in a locked analysis, which was approved with its present role.",
+                next_step="Wait for the analysis' end, or have it unlocked.",
+            )
+
+
+def _registry_change(connection: Connection, actor: Actor, row: Any, values: Row) -> Row:
+    """Another registry is another project there; none is no project."""
+    if "registry_id" not in values or values["registry_id"] == row.registry_id:
+        return {}
+    if row.registry_project_id:
+        connection.execute(delete(registry_projects).where(registry_projects.c.id == row.registry_project_id))
+    registry = values["registry_id"]
+    if registry is None:
+        return {"registry_project_id": None}
+    related_row(connection, actor, REGISTRY, registry, "registryId")
+    realm, external = values.get("realm_id", row.realm_id), values.get("external_name", row.external_name)
+    return {"registry_project_id": provide_project(connection, registry, row.id, external or row.id, realm)}
+
+
 async def delete_node(request: Request) -> Response:
+    """A node that takes part in no analysis, with its client."""
     actor = await authenticate(request)
     key = path_id(request, NODE)
     hub = hub_of(request)
 
-    def store(connection: Connection) -> dict[str, Any]:
+    def store(connection: Connection) -> Row:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.DELETE, Realm(row.realm_id))
+        demand(actor, Action.DELETE, Realm(row.realm_id, "node"))
         shown = get_row(connection, actor, NODE, key)
         from flame.hub.analyses.tables import analysis_nodes  # a node of an analysis is history, not only a row
 
         if connection.execute(select(analysis_nodes.c.id).where(analysis_nodes.c.node_id == key)).first():
             raise Conflict("The node takes part in an analysis.", next_step="Take it out of its analyses first.")
+        happened(connection, actor, NODE, key, "deleted")
         connection.execute(delete(nodes).where(nodes.c.id == key))
         connection.execute(delete(clients).where(clients.c.id == row.client_id))
+        connection.execute(delete(registry_projects).where(registry_projects.c.id == row.registry_project_id))
         hub.log.tell(connection, "administration", key, {"deleted": "node", "by": actor.id})
         return shown
 
     return record(await hub.database.write(store), NODE, 202)
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    if values.get("public_key"):
-        values["public_key"] = PublicKey.from_hex_pem(values["public_key"]).hex_pem
-    external = values.get("external_name")
-    if external is not None and not (1 <= len(external) <= 64 and external.replace("-", "").replace("_", "").isalnum()):
-        raise wrong("externalName", "'externalName' is 1 to 64 letters, digits, '-' and '_'.")
+class RegistryCredentials(Struct, rename="camel"):
+    """Where a node finds images, as entered by who manages registries."""
+
+    host: str
+    external_name: str
+    account_name: str | None
+    account_secret: str | None
 
 
-class CredentialsBody(Body):
-    secret: str | None = None
-    name: str | None = None
-    display_name: str | None = None
+async def registry_credentials(request: Request) -> Response:
+    """A node's account at its registry: for the node itself, and for administrators of its realm."""
+    actor = await authenticate(request)
+    key = path_id(request, NODE)
+    hub = hub_of(request)
+
+    def load(connection: Connection) -> RegistryCredentials:
+        row = raw_row(connection, actor, NODE, key)
+        if actor.node != row.id:
+            demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
+        joined = registry_projects.join(registries, registries.c.id == registry_projects.c.registry_id)
+        wanted = select(registry_projects, registries.c.host).select_from(joined)
+        found = connection.execute(wanted.where(registry_projects.c.id == row.registry_project_id)).first()
+        if found is None:
+            raise NotFound("The registry-project was not found.", next_step="Give the node a registry.")
+        secret = open_secret(hub, found.account_secret, found.id)
+        return RegistryCredentials(found.host, found.external_name, found.account_name, secret)
+
+    return answer(await hub.database.read(load))
+
+
+async def get_credentials(request: Request) -> Response:
+    """A node's client. Its secret is not shown again: the hub keeps a hash."""
+    actor = await authenticate(request)
+    key = path_id(request, NODE)
+
+    def load(connection: Connection) -> Credentials:
+        row = raw_row(connection, actor, NODE, key)
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
+        return shown_client(connection, row.client_id)
+
+    return answer(await hub_of(request).database.read(load))
 
 
 async def set_credentials(request: Request) -> Response:
     """``POST /core/nodes/:id/client/credentials``: a new secret, shown once, for clients that cannot use a key."""
     actor = await authenticate(request)
     key = path_id(request, NODE)
-    body = await read_body(request, CredentialsBody)
-    secret = body.secret or secrets.token_hex(32)
-    hashed = await hash_in_thread(text(secret, "secret", least=8, most=512))
+    given = await read_credentials(request)
     hub = hub_of(request)
 
-    def store(connection: Connection) -> dict[str, Any]:
+    def store(connection: Connection) -> Credentials:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.UPDATE, Realm(row.realm_id))
-        changed = {"secret_hash": hashed, "updated_at": now()}
-        changed |= {k: v for k, v in (("name", body.name), ("display_name", body.display_name)) if v}
-        connection.execute(update(clients).where(clients.c.id == row.client_id).values(**changed))
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
         hub.log.tell(connection, "administration", key, {"changed": "client secret", "by": actor.id})
-        client = connection.execute(select(clients).where(clients.c.id == row.client_id)).one()
-        return {"id": client.id, "name": client.name, "displayName": client.display_name or client.name}
+        return given.store(connection, row.client_id)
 
-    return answer(await hub.database.write(store) | {"secret": secret})
+    return answer(await hub.database.write(store))
 
 
 # ------------------------------------------------------------------------------------------------------------ enrolment
@@ -177,7 +258,7 @@ async def enrolment_token(request: Request) -> Response:
 
     def store(connection: Connection) -> None:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.UPDATE, Realm(row.realm_id))
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
         connection.execute(update(enrolment_tokens).where(enrolment_tokens.c.node_id == key).values(used=True))
         values = fresh(node_id=key, token_hash=_hash(token), expires=expires, used=False)
         connection.execute(insert(enrolment_tokens).values(**values))
@@ -247,6 +328,7 @@ def _enrol(connection: Connection, token: str, public: PublicKey) -> Any:
 
 def _check_unused(connection: Connection, public: PublicKey, node_id: str) -> None:
     other = select(nodes.c.id).where(nodes.c.public_key == public.hex_pem, nodes.c.id != node_id)
+    other = other.where(nodes.c.enrolled.is_(True))  # what a client wrote on a node that has not enrolled is no claim
     if connection.execute(other).first():
         raise Conflict("This key belongs to another node already.", next_step="Give each node a key of its own.")
 
@@ -265,7 +347,7 @@ async def confirm(request: Request) -> Response:
 
     def store(connection: Connection) -> dict[str, Any]:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.UPDATE, Realm(row.realm_id))
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
         pending = (enrolments.c.node_id == key) & (enrolments.c.state == "pending")
         waiting = connection.execute(select(enrolments).where(pending)).first()
         if waiting is None:
@@ -300,7 +382,7 @@ async def enrolment_state(request: Request) -> Response:
 
     def load(connection: Connection) -> dict[str, Any]:
         row = raw_row(connection, actor, NODE, key)
-        demand(actor, Action.UPDATE, Realm(row.realm_id))
+        demand(actor, Action.UPDATE, Realm(row.realm_id, "node"))
         newest = select(enrolments).where(enrolments.c.node_id == key).order_by(enrolments.c.created_at.desc())
         found = connection.execute(newest).first()
         if found is None:
@@ -325,10 +407,18 @@ def node_key(connection: Connection, actor: Actor) -> PublicKey:
 
 ROUTES = [
     *readable_routes("/core/nodes", NODE),
-    *changing_routes("/core/nodes", create=create_node, update=update_node, remove=delete_node),
-    Route("/core/nodes/{id}/client/credentials", set_credentials, methods=["POST"]),
-    Route("/core/nodes/{id}/enrolment-token", enrolment_token, methods=["POST"]),
-    Route("/core/nodes/{id}/enrolment", enrolment_state, methods=["GET"]),
-    Route("/core/nodes/{id}/enrolment/confirm", confirm, methods=["POST"]),
-    Route("/core/enrolments", enrol, methods=["POST"]),
-]
+    *changing_routes(
+        "/core/nodes", create=create_node, update=update_node, remove=delete_node, resource=NODE, body=NewNodeBody,
+        changes=NodeBody,
+    ),
+    Described("GET", "/core/nodes/{id}/registry/credentials", registry_credentials, About(RegistryCredentials, "flat")),
+    Described("GET", "/core/nodes/{id}/client/credentials", get_credentials, About(Credentials, "flat")),
+    Described(
+        "POST", "/core/nodes/{id}/client/credentials", set_credentials,
+        About(Credentials, "flat", body=CredentialsBody),
+    ),
+    Described("POST", "/core/nodes/{id}/enrolment-token", enrolment_token, About(status=201)),
+    Described("GET", "/core/nodes/{id}/enrolment", enrolment_state, About()),
+    Described("POST", "/core/nodes/{id}/enrolment/confirm", confirm, About(NODE, status=202, body=ConfirmBody)),
+    Described("POST", "/core/enrolments", enrol, About(status=201, body=EnrolmentBody, public=True)),
+]  # fmt: skip

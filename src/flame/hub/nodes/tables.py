@@ -18,14 +18,15 @@ nodes = Table(
     Column("type", String(16), nullable=False, default="default"),
     Column("online", Boolean, nullable=False, default=False),
     Column("organisation", String(256)),
-    Column("registry_id", String(36)),
-    Column("registry_project_id", String(36)),
+    reference("registry_id", "registries.id", nullable=True, cascade=False),
+    reference("registry_project_id", "registry_projects.id", nullable=True, cascade=False),
     Column("enrolled", Boolean, nullable=False, default=False),
     Column("member", String(64)),
     reference("client_id", "clients.id", nullable=True, cascade=False),
     reference("realm_id", "realms.id"),
     *stamps(),
     UniqueConstraint("name", "realm_id"),
+    UniqueConstraint("external_name", "registry_id"),
 )
 enrolment_tokens = Table(
     "enrolment_tokens",

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from python_multipart.multipart import MultipartParser, parse_options_header
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
-from flame.hub.analyses.tables import analyses, analysis_bucket_files, analysis_buckets
+from flame.hub.analyses.tables import analyses, analysis_buckets
 from flame.hub.authorisation import Action, Actor, Bucket, bucket_facts, demand
-from flame.hub.columns import fresh
+from flame.hub.columns import fresh, now
+from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
+from flame.hub.objects.files import register_file
 from flame.hub.objects.resources import BUCKET, BUCKET_FILE
 from flame.hub.objects.tables import bucket_files, buckets
+from flame.hub.query import parse
 from flame.hub.resources import (
     Body,
     answer,
+    arriving,
+    asked_of,
     changing_routes,
     get_row,
     path_id,
@@ -30,32 +37,42 @@ from flame.hub.resources import (
     read_body,
     readable_routes,
     record,
-    text,
 )
 from flame.hub.state import HubState, hub_of
-from flame.model.errors import Conflict, Invalid, Malformed, NotAllowed
+from flame.model.errors import Conflict, Invalid, Malformed, NotAllowed, NotFound
 from flame.model.manifest import MAX_FILES, check_path
 from flame.storage.objects import FileSpool, Spooled
 
 MAX_FILE: Final = 64 << 30
 MAX_HEADER: Final = 4096
+MAX_SQUEEZED: Final = 4 << 20
+"""What is larger is sent as it is: packing it would cost more than the line."""
+SEALED: Final = ".flame"
+"""Ciphertext does not get smaller."""
 BLOCK: Final = 512
+_GZIP: Final = re.compile(r"(?:^|[,\s])gzip\s*(?:,|$|;(?!\s*q=0(?:\.0*)?\s*(?:,|$)))")
+
+
+BucketName = Annotated[str, Meta(min_length=3, max_length=256)]
 
 
 class BucketBody(Body):
-    name: str | UnsetType = UNSET
-    region: str | UnsetType | None = UNSET
+    name: BucketName | UnsetType = UNSET
+    region: BucketName | UnsetType | None = UNSET
+
+
+class NewBucketBody(BucketBody, kw_only=True):
+    name: BucketName
 
 
 async def create_bucket(request: Request) -> Response:
     actor = await authenticate(request)
     if actor.kind != "user":
         raise NotAllowed("Nodes and analyses use the buckets of their analysis.")
-    body = await read_body(request, BucketBody)
+    body = await read_body(request, NewBucketBody)
     row = fresh(
-        name=text(body.name, "name", least=3, most=256), region=body.region or None, actor_id=actor.id,
-        actor_type=actor.kind, realm_id=actor.realm,
-    )  # fmt: skip
+        name=body.name, region=body.region or None, actor_id=actor.id, actor_type=actor.kind, realm_id=actor.realm
+    )
 
     def store(connection: Connection) -> dict[str, Any]:
         connection.execute(insert(buckets).values(**row))
@@ -64,12 +81,48 @@ async def create_bucket(request: Request) -> Response:
     return record(await hub_of(request).database.write(store), BUCKET, 201)
 
 
+async def update_bucket(request: Request) -> Response:
+    """Rename a bucket of one's own."""
+    actor = await authenticate(request)
+    values = (await read_body(request, BucketBody)).given()
+    hub = hub_of(request)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        key = bucket_key(connection, actor, request)
+        demand(actor, Action.UPDATE, bucket_facts(connection, key))
+        connection.execute(update(buckets).where(buckets.c.id == key).values(**values, updated_at=now()))
+        return get_row(connection, actor, BUCKET, key)
+
+    return record(await hub.database.write(store), BUCKET, 202)
+
+
+def bucket_key(connection: Connection, actor: Actor, request: Request) -> str:
+    """The id of the bucket that a path names, by its id or by a name that only one visible bucket has."""
+    given = request.path_params["id"]
+    table = BUCKET.table
+    wanted = select(table.c.id).where(BUCKET.readable(actor), (table.c.id == given) | (table.c.name == given)).limit(2)
+    found = list(connection.execute(wanted).scalars())
+    if given in found:
+        return str(given)
+    if len(found) != 1:
+        raise NotFound("The bucket was not found.")
+    return str(found[0])
+
+
+async def get_bucket(request: Request) -> Response:
+    """One bucket, by its id or its name."""
+    actor = await authenticate(request)
+    query = parse(request.query_params.multi_items(), BUCKET.vocabulary)
+    load = lambda c: get_row(c, actor, BUCKET, bucket_key(c, actor, request), query)  # noqa: E731
+    return record(await hub_of(request).database.read(load), BUCKET)
+
+
 async def delete_bucket(request: Request) -> Response:
     actor = await authenticate(request)
-    key = path_id(request, BUCKET)
     hub = hub_of(request)
 
     def store(connection: Connection) -> tuple[dict[str, Any], list[str]]:
+        key = bucket_key(connection, actor, request)
         shown = get_row(connection, actor, BUCKET, key)
         facts = bucket_facts(connection, key)
         if facts.analysis is not None:
@@ -91,14 +144,14 @@ async def delete_bucket(request: Request) -> Response:
 async def upload(request: Request) -> Response:
     """``POST /storage/buckets/:id/upload``: multipart; each part's file name is its path in the bucket."""
     actor = await authenticate(request)
-    key = path_id(request, BUCKET)
     hub = hub_of(request)
 
-    def check(connection: Connection) -> None:
-        raw_row(connection, actor, BUCKET, key)
+    def check(connection: Connection) -> str:
+        key = bucket_key(connection, actor, request)
         _may_upload(connection, actor, bucket_facts(connection, key))
+        return key
 
-    await hub.database.read(check)
+    key = await hub.database.read(check)
     receiver = _Receiver(hub, request)
     kept: list[str] = []
     try:
@@ -134,6 +187,7 @@ def _register(
     bucket = raw_row(connection, actor, BUCKET, key)
     facts = bucket_facts(connection, key)
     _may_upload(connection, actor, facts)
+    link = connection.execute(select(analysis_buckets).where(analysis_buckets.c.bucket_id == key)).first()
     shown, replaced = [], []
     for (path, spooled), name in zip(parts, names, strict=True):
         here = (bucket_files.c.bucket_id == key) & (bucket_files.c.path == path)
@@ -149,20 +203,10 @@ def _register(
             actor_id=actor.id, actor_type=actor.kind, realm_id=bucket.realm_id, bucket_id=key,
         )  # fmt: skip
         connection.execute(insert(bucket_files).values(**row))
-        if facts.analysis is not None:
-            _register_with_analysis(connection, actor, row, facts.analysis.id)
+        if link is not None:
+            register_file(connection, actor, row, link)
         shown.append(get_row(connection, actor, BUCKET_FILE, row["id"]))
     return shown, replaced
-
-
-def _register_with_analysis(connection: Connection, actor: Actor, file: dict[str, Any], analysis: str) -> None:
-    link = connection.execute(select(analysis_buckets).where(analysis_buckets.c.bucket_id == file["bucket_id"])).one()
-    values = fresh(
-        path=file["path"], root=False, bucket_id=file["bucket_id"], bucket_file_id=file["id"],
-        analysis_bucket_id=link.id, analysis_id=analysis, realm_id=link.realm_id,
-        user_id=actor.id if actor.kind == "user" else None, client_id=actor.id if actor.kind == "client" else None,
-    )  # fmt: skip
-    connection.execute(insert(analysis_bucket_files).values(**values))
 
 
 @dataclass
@@ -179,6 +223,8 @@ class _Receiver:
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
             raise Invalid("An upload is multipart/form-data.")
+        if "content-encoding" in request.headers:
+            raise Invalid("An upload is sent as it is: the hub unpacks nothing.")
         self._hub = hub
         self._request = request
         self._parts: list[_Part] = []
@@ -208,7 +254,7 @@ class _Receiver:
         from python_multipart.exceptions import MultipartParseError
 
         try:
-            async for piece in self._request.stream():
+            async for piece in arriving(self._request):
                 self._parser.write(piece)
                 await self._work()
         except MultipartParseError as error:
@@ -283,19 +329,34 @@ async def stream_file(request: Request) -> Response:
     hub = hub_of(request)
     row = await hub.database.read(lambda c: raw_row(c, actor, BUCKET_FILE, key))
     quoted = row.name.encode("ascii", "replace").decode().replace('"', "'").replace("\\", "_")
-    headers = {"content-length": str(row.size), "content-disposition": f'attachment; filename="{quoted}"'}
+    headers = {"content-disposition": f'attachment; filename="{quoted}"', "vary": "accept-encoding"}
     pieces = hub.objects.stream(f"files/{row.hash}")
+    if row.size <= MAX_SQUEEZED and not row.name.endswith(SEALED) and _takes_gzip(request):
+        headers["content-encoding"] = "gzip"
+        pieces = _squeezed(pieces)
+    else:
+        headers["content-length"] = str(row.size)
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
+
+
+def _takes_gzip(request: Request) -> bool:
+    return bool(_GZIP.search(request.headers.get("accept-encoding", "")))
+
+
+async def _squeezed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    packer = zlib.compressobj(6, wbits=31)
+    async for piece in pieces:
+        yield await asyncio.to_thread(packer.compress, piece)
+    yield packer.flush()
 
 
 async def stream_bucket(request: Request) -> Response:
     """``GET /storage/buckets/:id/stream``: a plain ustar archive, written as it is sent."""
     actor = await authenticate(request)
-    key = path_id(request, BUCKET)
     hub = hub_of(request)
 
     def load(connection: Connection) -> list[Any]:
-        raw_row(connection, actor, BUCKET, key)
+        key = bucket_key(connection, actor, request)
         return list(
             connection.execute(
                 select(bucket_files).where(bucket_files.c.bucket_id == key).order_by(bucket_files.c.path)
@@ -355,12 +416,21 @@ async def delete_file(request: Request) -> Response:
     return record(shown, BUCKET_FILE, 202)
 
 
+_BUCKETS = readable_routes("/storage/buckets", BUCKET)[:1]
+_BY_NAME = About(BUCKET, query=asked_of(BUCKET, single=True))
+
 ROUTES = [
-    *readable_routes("/storage/buckets", BUCKET),
-    *changing_routes("/storage/buckets", create=create_bucket, remove=delete_bucket),
-    Route("/storage/buckets/{id}/upload", upload, methods=["POST"]),
-    Route("/storage/buckets/{id}/stream", stream_bucket, methods=["GET"]),
+    *_BUCKETS,
+    Described("GET", "/storage/buckets/{id}", get_bucket, _BY_NAME),
+    *changing_routes(
+        "/storage/buckets", create=create_bucket, update=update_bucket, remove=delete_bucket, resource=BUCKET,
+        body=NewBucketBody, changes=BucketBody,
+    ),
+    Described(
+        "POST", "/storage/buckets/{id}/upload", upload, About(BUCKET_FILE, "list", status=201, body="files", errors=(408,))
+    ),
+    Described("GET", "/storage/buckets/{id}/stream", stream_bucket, About(shape="bytes", media=("application/x-tar",))),
     *readable_routes("/storage/bucket-files", BUCKET_FILE),
-    *changing_routes("/storage/bucket-files", remove=delete_file),
-    Route("/storage/bucket-files/{id}/stream", stream_file, methods=["GET"]),
-]
+    *changing_routes("/storage/bucket-files", remove=delete_file, resource=BUCKET_FILE),
+    Described("GET", "/storage/bucket-files/{id}/stream", stream_file, About(shape="bytes")),
+]  # fmt: skip

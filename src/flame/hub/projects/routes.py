@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from sqlalchemy import Connection, delete, func, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from flame.hub.analyses.tables import analyses
 from flame.hub.authorisation import Action, Actor, Membership, Project, demand, project_facts
 from flame.hub.columns import fresh, now
 from flame.hub.decisions import DecisionBody, Subject, decide
+from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import users
 from flame.hub.nodes.resources import NODE
@@ -23,8 +23,12 @@ from flame.hub.nodes.routes import node_key
 from flame.hub.problems import wrong
 from flame.hub.projects.resources import PROJECT, PROJECT_NODE
 from flame.hub.projects.tables import project_members, project_nodes, projects
+from flame.hub.registry.resources import MASTER_IMAGE
 from flame.hub.resources import (
     Body,
+    Id,
+    Label,
+    LongText,
     changing_routes,
     get_row,
     path_id,
@@ -32,9 +36,10 @@ from flame.hub.resources import (
     read_body,
     readable_routes,
     record,
-    text,
+    related_row,
 )
 from flame.hub.state import HubState, hub_of
+from flame.hub.telemetry.events import happened
 from flame.model.errors import Conflict, NotAllowed
 from flame.protocol.documents import Proposal
 
@@ -43,22 +48,25 @@ _ADJECTIVES = ("brave", "calm", "clear", "kind", "quiet", "swift", "warm", "wise
 _NOUNS = ("heron", "lynx", "maple", "otter", "pine", "raven", "river", "stone")
 
 
+Slug = Annotated[str, Meta(min_length=3, max_length=128)]
+
+
 class ProjectBody(Body):
-    name: str | UnsetType | None = UNSET
-    display_name: str | UnsetType | None = UNSET
-    description: str | UnsetType | None = UNSET
-    master_image_id: str | UnsetType | None = UNSET
+    name: Slug | UnsetType | None = UNSET
+    display_name: Label | UnsetType | None = UNSET
+    description: LongText | UnsetType | None = UNSET
+    master_image_id: Id | UnsetType | None = UNSET
 
 
 class ProjectNodeBody(Body):
-    project_id: str
-    node_id: str
+    project_id: Id
+    node_id: Id
 
 
 class MemberBody(Body):
-    project_id: str
-    user_id: str
-    role: str = "reader"
+    project_id: Id
+    user_id: Id
+    role: Literal["editor", "reader"] = "reader"
 
 
 def slug(given: str | UnsetType | None) -> str:
@@ -84,7 +92,10 @@ async def create_project(request: Request) -> Response:
     row = fresh(**body.given() | {"name": slug(body.name), "realm_id": actor.realm, "user_id": actor.id})
 
     def store(connection: Connection) -> dict[str, Any]:
+        if row.get("master_image_id"):
+            related_row(connection, actor, MASTER_IMAGE, row["master_image_id"], "masterImageId")
         connection.execute(insert(projects).values(**row))
+        happened(connection, actor, PROJECT, row["id"], "created")
         return get_row(connection, actor, PROJECT, row["id"])
 
     return record(await hub_of(request).database.write(store), PROJECT, 201)
@@ -98,9 +109,12 @@ async def update_project(request: Request) -> Response:
         values["name"] = slug(values["name"])
 
     def store(connection: Connection) -> dict[str, Any]:
-        raw_row(connection, actor, PROJECT, key)
+        row = raw_row(connection, actor, PROJECT, key)
         demand(actor, Action.UPDATE, project_facts(connection, key))
+        if values.get("master_image_id"):
+            related_row(connection, actor, MASTER_IMAGE, values["master_image_id"], "masterImageId")
         connection.execute(update(projects).where(projects.c.id == key).values(**values, updated_at=now()))
+        happened(connection, actor, PROJECT, key, "updated", row)
         return get_row(connection, actor, PROJECT, key)
 
     return record(await hub_of(request).database.write(store), PROJECT, 202)
@@ -118,6 +132,7 @@ async def delete_project(request: Request) -> Response:
         ).scalar()
         if held:
             raise Conflict(f"The project still has {held} analyses.", next_step="Delete them first.")
+        happened(connection, actor, PROJECT, key, "deleted")
         connection.execute(delete(projects).where(projects.c.id == key))
         return shown
 
@@ -149,16 +164,18 @@ async def create_project_node(request: Request) -> Response:
     hub = hub_of(request)
 
     def store(connection: Connection) -> dict[str, Any]:
-        project = raw_row(connection, actor, PROJECT, body.project_id)
+        project = related_row(connection, actor, PROJECT, body.project_id, "projectId")
         demand(actor, Action.UPDATE, project_facts(connection, project.id))
-        node = raw_row(connection, actor, NODE, body.node_id)
+        node = related_row(connection, actor, NODE, body.node_id, "nodeId")
         there = (project_nodes.c.project_id == project.id) & (project_nodes.c.node_id == node.id)
         known = connection.execute(select(project_nodes.c.id).where(there)).scalar()
         if known is None:
             row = fresh(
-                project_id=project.id, node_id=node.id, project_realm_id=project.realm_id, node_realm_id=node.realm_id
-            )
+                project_id=project.id, node_id=node.id, project_realm_id=project.realm_id, node_realm_id=node.realm_id,
+                approval_status="approved" if hub.settings.skip_project_approval else None,
+            )  # fmt: skip
             connection.execute(insert(project_nodes).values(**row))
+            happened(connection, actor, PROJECT_NODE, row["id"], "created")
             known = row["id"]
         return get_row(connection, actor, PROJECT_NODE, known)
 
@@ -177,13 +194,12 @@ async def decide_project_node(request: Request) -> Response:
     def store(connection: Connection) -> tuple[dict[str, Any], str]:
         row = raw_row(connection, actor, PROJECT_NODE, key)
         facts = project_facts(connection, row.project_id)
-        place = Membership(
-            row.node_id, row.node_realm_id, _creators(facts), hub.settings.allow_self_approval, "project"
-        )
+        place = Membership(row.node_id, row.node_realm_id, _creators(facts), hub.settings.self_approval, "project")
         digest = proposal_of(connection, row.project_id).digest.hex()
         public = node_key(connection, actor) if body.approval and actor.node else None
         changed = decide(actor, body, row, Subject("project", digest, row.node_id, place), public)
         connection.execute(update(project_nodes).where(project_nodes.c.id == key).values(**changed, updated_at=now()))
+        happened(connection, actor, PROJECT_NODE, key, "updated", row)
         _tell(hub, connection, row, digest, changed, actor)
         return get_row(connection, actor, PROJECT_NODE, key), row.node_id
 
@@ -211,6 +227,7 @@ async def delete_project_node(request: Request) -> Response:
     def store(connection: Connection) -> dict[str, Any]:
         shown = get_row(connection, actor, PROJECT_NODE, key)
         demand(actor, Action.UPDATE, project_facts(connection, shown["projectId"]))
+        happened(connection, actor, PROJECT_NODE, key, "deleted")
         connection.execute(delete(project_nodes).where(project_nodes.c.id == key))
         return shown
 
@@ -221,8 +238,6 @@ async def add_member(request: Request) -> Response:
     """``POST /core/project-members`` (ours): an editor or a reader."""
     actor = await authenticate(request)
     body = await read_body(request, MemberBody)
-    if body.role not in ("editor", "reader"):
-        raise wrong("role", "A member is an editor or a reader.")
 
     def store(connection: Connection) -> dict[str, Any]:
         project = raw_row(connection, actor, PROJECT, body.project_id)
@@ -232,18 +247,22 @@ async def add_member(request: Request) -> Response:
             raise wrong("userId", "There is no such user.")
         values = fresh(project_id=project.id, user_id=body.user_id, role=body.role)
         connection.execute(insert(project_members).values(**values))
-        return {"id": values["id"], "projectId": project.id, "userId": body.user_id, "role": text(body.role, "role")}
+        return {"id": values["id"], "projectId": project.id, "userId": body.user_id, "role": body.role}
 
     return record(await hub_of(request).database.write(store), status=201)
 
 
 ROUTES = [
     *readable_routes("/core/projects", PROJECT),
-    *changing_routes("/core/projects", create=create_project, update=update_project, remove=delete_project),
-    Route("/core/projects/{id}/proposal", proposal, methods=["GET"]),
+    *changing_routes(
+        "/core/projects", create=create_project, update=update_project, remove=delete_project, resource=PROJECT,
+        body=ProjectBody,
+    ),
+    Described("GET", "/core/projects/{id}/proposal", proposal, About()),
     *readable_routes("/core/project-nodes", PROJECT_NODE),
     *changing_routes(
-        "/core/project-nodes", create=create_project_node, update=decide_project_node, remove=delete_project_node
+        "/core/project-nodes", create=create_project_node, update=decide_project_node, remove=delete_project_node,
+        resource=PROJECT_NODE, body=ProjectNodeBody, changes=DecisionBody,
     ),
-    Route("/core/project-members", add_member, methods=["POST"]),
-]
+    Described("POST", "/core/project-members", add_member, About(status=201, body=MemberBody)),
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What happened to whom (events), and what runs say (logs)."""
