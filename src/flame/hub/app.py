@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from flame.crypto.keys import IdentityKey
 from flame.hub.analyses import commands
 from flame.hub.analyses.routes import ROUTES as ANALYSES
-from flame.hub.audit.log import AuditLog
+from flame.hub.audit.log import AuditLog, complete, is_incomplete
 from flame.hub.audit.routes import ROUTES as AUDIT
 from flame.hub.housekeeping import keep_tidy, tidy_up
 from flame.hub.identity.first_start import first_start
@@ -91,6 +91,9 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         channels=Channels(),
         runs=Runs(database),
     )
+    if database.read_blocking(is_incomplete):
+        database.write_blocking(complete)
+    database.read_blocking(hub.log.open)
     return hub, database.write_blocking(lambda c: first_start(c, hub.log, settings.admin_password))
 
 
