@@ -25,7 +25,8 @@ from flame.crypto.keys import IdentityKey
 from flame.lab.federation import Federation, Outcome, Site
 from flame.lab.record import find
 from flame.model.errors import FlameError
-from flame.researcher.session import Keys, Progress
+from flame.researcher.keys import Keys
+from flame.researcher.session import Progress
 
 HOSPITALS = 2
 LITERAL = "a line of the approved code, and a value {secret}"

@@ -22,7 +22,8 @@ from flame.lab.stewards import Steward
 from flame.model.errors import Conflict, FlameError, Invalid, NotFound, RunFailed, Unavailable
 from flame.model.manifest import Environment, Manifest
 from flame.researcher.api import Api
-from flame.researcher.session import Keys, KnownNode, Progress, ResearcherSession, ResultFile, Submission
+from flame.researcher.keys import Keys
+from flame.researcher.session import KnownNode, Progress, ResearcherSession, ResultFile, Submission
 
 STATE = "federation.json"
 AGGREGATOR = "aggregator"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -31,9 +32,10 @@ _BY_STATUS: dict[int, type[FlameError]] = {
 
 
 class Api:
-    """One origin and one bearer."""
+    """One origin and one bearer. ``renew``: makes another bearer of one that the hub does not take any more."""
 
-    def __init__(self, url: str, bearer: str = "") -> None:
+    def __init__(self, url: str, bearer: str = "", renew: Callable[[str], str] | None = None) -> None:
+        self._bearer, self._renew = bearer, renew
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         self.url = url.rstrip("/")
         self._client = httpx2.Client(
@@ -58,6 +60,9 @@ class Api:
 
     def delete(self, path: str) -> Any:
         return self._send("DELETE", path)
+
+    def form(self, path: str, fields: dict[str, str]) -> Any:
+        return self._send("POST", path, data=fields)
 
     def upload(self, path: str, files: dict[str, bytes]) -> Any:
         """Several files as multipart; the names may hold folders."""
@@ -84,6 +89,14 @@ class Api:
             raise Unavailable(
                 f"{self.url} cannot be reached: {error}.", next_step="Check that it runs, and the address."
             ) from None
+        if response.status_code == 401 and (renew := self._renew) is not None:
+            self._renew = None  # once: a fresh token that is not taken is not renewed again
+            try:
+                self._bearer = renew(self._bearer)
+                self._client.headers["Authorization"] = f"Bearer {self._bearer}"
+                return self._exchange(method, path, arguments)
+            finally:
+                self._renew = renew
         if response.status_code >= 400:
             raise _problem(response)
         return response
@@ -96,4 +109,6 @@ def _problem(response: httpx2.Response) -> FlameError:
         body = {}
     kind = _BY_STATUS.get(response.status_code, Unavailable if response.status_code >= 500 else Refused)
     message = str(body.get("message") or f"HTTP {response.status_code} for {response.request.url.path}")
-    return kind(message, next_step=str(body.get("nextStep") or ""), issues=body.get("issues", []))
+    return kind(
+        message, next_step=str(body.get("nextStep") or ""), issues=body.get("issues", []), error=body.get("error")
+    )

@@ -6,73 +6,27 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from flame.crypto.canonical import digest, parse_canonical
-from flame.crypto.envelope import open_envelope
-from flame.crypto.keyfile import read_keyfile, write_keyfile
-from flame.crypto.keys import HybridKey, IdentityKey, PublicKey
-from flame.crypto.signatures import sign_manifest, sign_start_order
-from flame.model.errors import Conflict, DoesNotMatchApproval, Invalid, RunFailed
+from flame.crypto.envelope import open_envelope, peek_head
+from flame.crypto.keys import HybridKey, PublicKey
+from flame.crypto.signatures import sign_manifest, sign_start_order, verify_manifest
+from flame.model.errors import BadSignature, Conflict, DoesNotMatchApproval, Invalid, NotFound, RunFailed
 from flame.model.manifest import CodeFile, Environment, Manifest, Recipient, Researcher, check_path
 from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import AUTHOR_FILE, LockedState, format_time, freeze
+from flame.protocol.payload import split
 from flame.researcher.api import Api
+from flame.researcher.keys import Keys
 
 ORDER_HOURS = 24
 WIND_UP_SECONDS = 20.0
 TERMINAL = ("executed", "failed", "stopped")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """A researcher's two keys: one signs, one opens results. They stay on the researcher's machine."""
-
-    sign: IdentityKey
-    result: HybridKey
-
-    @classmethod
-    def make(cls, directory: Path, passphrase: str = "") -> Keys:
-        """New keys in a directory, protected by a passphrase. Without one the files are protected by their mode alone."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        keys = cls(IdentityKey.generate(), HybridKey.generate())
-        plain = not passphrase
-        write_keyfile(
-            directory / "sign.json",
-            "sign",
-            keys.sign.private_bytes,
-            keys.sign.public.raw,
-            passphrase,
-            allow_unprotected=plain,
-        )
-        write_keyfile(
-            directory / "result.json",
-            "result",
-            keys.result.private_bytes,
-            keys.result.public_bytes,
-            passphrase,
-            allow_unprotected=plain,
-        )
-        return keys
-
-    @classmethod
-    def load(cls, directory: Path, passphrase: str = "") -> Keys:
-        sign = read_keyfile(directory / "sign.json", passphrase)
-        result = read_keyfile(directory / "result.json", passphrase)
-        return cls(IdentityKey.from_private_bytes(sign.private), HybridKey.from_private_bytes(result.private))
-
-    @property
-    def sign_fingerprint(self) -> str:
-        return self.sign.public.fingerprint.hex()
-
-    @property
-    def result_fingerprint(self) -> str:
-        return self.result.key_id.hex()
 
 
 @dataclass(frozen=True)
@@ -185,19 +139,29 @@ class ResearcherSession:
         self._ask_nodes(analysis, nodes)
         self._upload(analysis, files, entrypoint)
         self.command(analysis, "configurationLock")
-        manifest = self._frozen(analysis)
+        manifest, _ = self.frozen(analysis)
         meant = self._meant(manifest, analysis, project, title, files, entrypoint, environment, nodes, arguments)
         if meant != manifest:
             raise DoesNotMatchApproval(
                 f"The hub froze another manifest than the one meant ({_difference(meant, manifest)}); it was not signed.",
                 next_step="Tell the hub's operator.",
             )
+        self.sign(analysis, manifest)
+        return Submission(analysis, project, manifest)
+
+    def sign(self, analysis: str, manifest: bytes) -> None:
+        """Put one's own signature to a manifest that names oneself. Raises DoesNotMatchApproval for another's."""
+        shown = Manifest.from_document(parse_canonical(manifest, max_bytes=4 << 20))
+        if (shown.analysis, shown.researcher.key) != (analysis, self.keys.sign_fingerprint):
+            raise DoesNotMatchApproval(
+                "The manifest names another analysis or another researcher's key; it was not signed.",
+                next_step="Compare with `flame keys fingerprint`; unlock and lock the analysis if your keys are newer.",
+            )
         signature = sign_manifest(self.keys.sign, digest(manifest))
         self.api.put(
             f"/core/analyses/{analysis}/manifest/signature",
             {"digest": digest(manifest).hex(), "signature": signature.hex()},
         )
-        return Submission(analysis, project, manifest)
 
     def command(self, analysis: str, command: str) -> dict[str, Any]:
         return dict(self.api.post(f"/core/analyses/{analysis}/command", {"command": command})["data"])
@@ -215,8 +179,17 @@ class ResearcherSession:
                     next_step="See `analysis-logs` at the hub.",
                 )
 
-    def start(self, submission: Submission, number: int = 1, parameters: Mapping[str, Any] | None = None) -> str:
-        """Sign and hand in the order to run the manifest once; returns the run's id."""
+    def start(
+        self,
+        submission: Submission,
+        number: int = 1,
+        parameters: Mapping[str, Any] | None = None,
+        hours: int | None = ORDER_HOURS,
+    ) -> str:
+        """Sign and hand in the order to run the manifest once; returns the run's id.
+
+        hours: how long the order may wait for the hospitals; None: as long as the manifest holds.
+        """
         manifest = Manifest.from_document(parse_canonical(submission.manifest, max_bytes=4 << 20))
         moment = datetime.now(UTC)
         order = StartOrder(
@@ -225,7 +198,7 @@ class ResearcherSession:
             parameters=dict(parameters or {}),
             participants=[p.node for p in manifest.participants],
             created=format_time(moment),
-            expires=format_time(moment + timedelta(hours=ORDER_HOURS)),
+            expires=manifest.expires if hours is None else format_time(moment + timedelta(hours=hours)),
         )
         signature = sign_start_order(self.keys.sign, order.digest)
         self.api.post(
@@ -269,29 +242,55 @@ class ResearcherSession:
 
     def open_results(self, submission: Submission, aggregator: PublicKey) -> list[ResultFile]:
         """Fetch this run's sealed results, verify who sealed them, and open them here."""
-        rows = self.api.get(
-            f"/core/analysis-bucket-files?filter[analysisId]={submission.analysis}&include=analysisBucket&page[limit]=50&sort=createdAt"
-        )["data"]
         sealed = [
-            row
-            for row in rows
-            if (row.get("analysisBucket") or {}).get("type") == "RESULT" and row["path"].startswith(submission.run[:12])
+            row for row in self.sealed_results(submission.analysis) if row["path"].startswith(submission.run[:12])
         ]
-        return [
-            self._open(
-                self.api.download(f"/storage/bucket-files/{row['bucketFileId']}/stream"), submission.run, aggregator
-            )
-            for row in sorted(sealed, key=lambda r: str(r["path"]))
-        ]
+        return [self.open_result(self.fetch(row), [aggregator], {submission.run})[1] for row in sealed]
 
-    def _open(self, content: bytes, run: str, aggregator: PublicKey) -> ResultFile:
+    def sealed_results(self, analysis: str) -> list[dict[str, Any]]:
+        """The results that the hub holds, sealed: path (it begins with the run's id), size and id of each, by path."""
+        buckets = self.api.get(f"/core/analysis-buckets?filter[analysisId]={analysis}&filter[type]=RESULT")["data"]
+        if not buckets:
+            return []
+        path = f"/core/analysis-bucket-files?filter[analysisBucketId]={buckets[0]['id']}&page[limit]=50"
+        rows: list[dict[str, Any]] = []
+        while True:
+            answer = self.api.get(f"{path}&page[offset]={len(rows)}&sort=createdAt")
+            rows += answer["data"]
+            if not answer["data"] or len(rows) >= int(answer["meta"]["total"]):
+                return sorted(rows, key=lambda row: str(row["path"]))
+
+    def fetch(self, row: Mapping[str, Any]) -> bytes:
+        return self.api.download(f"/storage/bucket-files/{row['bucketFileId']}/stream")
+
+    def open_result(
+        self, content: bytes, aggregator: Sequence[PublicKey], runs: Container[str]
+    ) -> tuple[str, ResultFile]:
+        """The run that a sealed result is of, and the result. ``aggregator``: its keys, the one in use last.
+
+        Raises Refused or BadSignature for what is not sealed to one of our keys by the aggregator, Conflict for the
+        result of another run.
+        """
+        sealed_to = {recipient.key for recipient in peek_head(content)[0].recipients}
+        ours: tuple[HybridKey, ...] = (self.keys.result, *self.keys.older)
+        key = next((key for key in ours if key.key_id in sealed_to), self.keys.result)
+        for sender in reversed(aggregator[1:]):
+            try:
+                return self._opened(content, key, sender, runs)
+            except BadSignature:
+                continue  # sealed before the aggregator's key was rotated
+        return self._opened(content, key, aggregator[0], runs)
+
+    def _opened(
+        self, content: bytes, key: HybridKey, sender: PublicKey, runs: Container[str]
+    ) -> tuple[str, ResultFile]:
         head, payload = open_envelope(
-            content, recipient_id=UUID(self.user).bytes, hybrid_key=self.keys.result, expected_sender=aggregator
+            content, recipient_id=UUID(self.user).bytes, hybrid_key=key, expected_sender=sender
         )
-        if head.run != bytes.fromhex(run) or head.type != "result":
-            raise Conflict("The hub gave the result of another run.")
-        name, body = _unpack(payload)
-        return ResultFile(name, body)
+        if head.run.hex() not in runs or head.type != "result":
+            raise Conflict("The hub gave the result of another run.", next_step="Tell the hub's operator.")
+        label, body = split(payload)
+        return head.run.hex(), ResultFile(label.name, bytes(body))
 
     def _ask_nodes(self, analysis: str, nodes: Sequence[KnownNode]) -> None:
         asked = {
@@ -312,11 +311,26 @@ class ResearcherSession:
         ]
         self.api.post(f"/core/analysis-bucket-files/{rows[0]['id']}", {"root": True})
 
-    def _frozen(self, analysis: str) -> bytes:
+    def frozen(self, analysis: str) -> tuple[bytes, str | None]:
+        """The manifest that the hub has frozen, and its signature. Raises Invalid, Conflict for what is missing."""
         answer = self.api.get(f"/core/analyses/{analysis}/manifest")["data"]
         if not answer.get("manifest"):
             raise not_frozen([str(text) for text in answer.get("missing") or []])
-        return str(answer["manifest"]).encode()
+        return str(answer["manifest"]).encode(), answer.get("signature")
+
+    def signed(self, analysis: str) -> Submission:
+        """An analysis whose manifest carries one's own signature: what it says is what was signed here.
+
+        Raises NotFound for an unsigned one, BadSignature for somebody else's signature.
+        """
+        manifest, signature = self.frozen(analysis)
+        if not signature:
+            raise NotFound("Nobody has signed this analysis.", next_step="Sign it: `flame sign ANALYSIS`.")
+        verify_own(self.keys, manifest, signature)
+        shown = Manifest.from_document(parse_canonical(manifest, max_bytes=4 << 20))
+        if shown.analysis != analysis:
+            raise DoesNotMatchApproval("The hub shows the manifest of another analysis.")
+        return Submission(analysis, shown.project, manifest)
 
     def _meant(
         self,
@@ -362,12 +376,18 @@ class ResearcherSession:
         return canonical(freeze(state).document())
 
 
-def _unpack(payload: bytes) -> tuple[str, bytes]:
-    """Label and body of a payload (``flame.protocol.payload``)."""
-    from flame.protocol.payload import split
-
-    label, body = split(payload)
-    return label.name, bytes(body)
+def verify_own(keys: Keys, manifest: bytes, signature: str) -> None:
+    """Raises BadSignature unless one of these keys has signed the manifest."""
+    publics = [*keys.earlier_sign, keys.sign.public]
+    for public in reversed(publics):
+        try:
+            return verify_manifest(public, bytes.fromhex(signature), digest(manifest))
+        except (BadSignature, ValueError):
+            continue
+    raise BadSignature(
+        "The manifest at the hub does not carry your signature: it is not what you have submitted.",
+        next_step="Tell the hub's operator; compare the digest with the one that `flame submit` showed.",
+    )
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> tuple[str, str]:
