@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
 from flame.methods.design import Design, Missing, binary_design
 from flame.methods.method import OnCovariates, Question, Result, Summary
 from flame.model.errors import Invalid, Separated, Singular
@@ -32,7 +33,6 @@ _FALL = 1e-10
 """A log-likelihood that falls by more than this part of itself means that the step was too long."""
 _SEPARATED = 1e-8
 """In a direction of separation the information dies away; an estimate that exists keeps more of it than this."""
-_DEPENDENT = 1e-12
 _MAX_HALVINGS = 30
 
 Floats = NDArray[np.float64]
@@ -152,7 +152,7 @@ class Logistic(OnCovariates[Design, Fit, LogisticResult]):
             "dropped": data.dropped,
             "log_likelihood": float((data.y * linear - np.logaddexp(0.0, linear)).sum()),
             "gradient": np.concatenate([[residual.sum()], residual @ data.x]),
-            "information": information[np.triu_indices(len(information))],
+            "information": pack(information),
         }
 
     def update(self, state: Fit, total: Summary, contributors: int) -> Fit:
@@ -160,14 +160,14 @@ class Logistic(OnCovariates[Design, Fit, LogisticResult]):
         log_likelihood = float(total["log_likelihood"])
         if state.best is not None and log_likelihood < state.log_likelihood - _FALL * (1 + abs(state.log_likelihood)):
             return self._halve(state)
-        information = _unpack(np.asarray(total["information"]), len(self.names))
+        information = unpack(np.asarray(total["information"]), len(self.names))
         if state.first_information is None:
             state = self._first(state, total, information)
         return self._accept(state, log_likelihood, np.asarray(total["gradient"]), information)
 
     def result(self, state: Fit) -> LogisticResult:
         assert state.best is not None and state.information is not None  # there is no result before the last question
-        errors = np.sqrt(np.diag(_inverse(state.information, self.names)))
+        errors = np.sqrt(np.diag(inverse(state.information, self.names)))
         rate = state.events / state.n
         return LogisticResult(
             method=self.name,
@@ -190,14 +190,14 @@ class Logistic(OnCovariates[Design, Fit, LogisticResult]):
             raise Invalid("No hospital has a complete record.", next_step="Look at the columns' missing values.")
         if events in (0, n):
             raise Invalid(f"The outcome '{self.outcome}' is {'always' if events else 'never'} 1: there is no fit.")
-        _check_rank(information, self.names)
+        check_rank(information, self.names)
         return replace(state, n=n, events=events, dropped=round(total["dropped"]), first_information=information)
 
     def _accept(self, state: Fit, log_likelihood: float, gradient: Floats, information: Floats) -> Fit:
         assert state.first_information is not None
         self._check_separation(state, information)
-        step = _solve(information, gradient, self.names)
-        scale = np.abs(state.at) + np.sqrt(np.diag(_inverse(state.first_information, self.names)))
+        step = solve(information, gradient, self.names)
+        scale = np.abs(state.at) + np.sqrt(np.diag(inverse(state.first_information, self.names)))
         size = float(np.max(np.abs(step) / scale))
         converged = size <= _STEP or (size <= _NOISE and size > state.size / 4)
         exhausted = state.iterations >= self.max_iterations
@@ -262,41 +262,3 @@ def _coefficient(name: str, estimate: float, se: float) -> Coefficient:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 709.0 else math.inf
-
-
-def _unpack(triangle: Floats, k: int) -> Floats:
-    full = np.empty((k, k))
-    rows, columns = np.triu_indices(k)
-    full[rows, columns] = triangle
-    full[columns, rows] = triangle
-    return full
-
-
-def _check_rank(matrix: Floats, names: Sequence[str]) -> None:
-    """Raises Singular naming the first column that those before it determine (Cholesky on the correlation scale)."""
-    width = np.sqrt(np.diag(matrix))
-    if (width == 0).any():
-        raise Singular(names[int((width == 0).argmax())])
-    rest = matrix / np.outer(width, width)
-    for j, name in enumerate(names):
-        if rest[j, j] <= _DEPENDENT:
-            raise Singular(name)
-        below = rest[j, j:] / math.sqrt(rest[j, j])
-        rest[j:, j:] -= np.outer(below, below)
-
-
-def _solve(matrix: Floats, right: Floats, names: Sequence[str]) -> Floats:
-    """Symmetric positive definite; equilibrated first, so that units of the covariates cost no digits."""
-    width = np.sqrt(np.diag(matrix))
-    try:
-        lower = np.linalg.cholesky(matrix / np.outer(width, width))
-    except np.linalg.LinAlgError:
-        _check_rank(matrix, names)
-        raise Singular(names[-1]) from None
-    scaled = right / width if right.ndim == 1 else right / width[:, np.newaxis]
-    solved = np.linalg.solve(lower.T, np.linalg.solve(lower, scaled))
-    return solved / width if right.ndim == 1 else solved / width[:, np.newaxis]
-
-
-def _inverse(matrix: Floats, names: Sequence[str]) -> Floats:
-    return _solve(matrix, np.eye(len(matrix)), names)
