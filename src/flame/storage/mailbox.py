@@ -1,8 +1,9 @@
 """The mailbox: sealed envelopes wait here until their recipients have said that they hold them.
 
 A letter is stored once, under (sender, msg_id), and delivered at least once to each recipient, in the order of a
-number that only grows. Small bodies live in the database, in the transaction that stores the letter; a large one is an
-object that was on the disk before the letter names it (``blob``).
+number that only grows. Small bodies live in the database, in the transaction that stores the letter. A large one may
+be stored with its header alone while it still comes in (`arrived`); it is an object that was on the disk before the
+letter names it (``blob``).
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Letter:
     body: bytes | None = None
     blob: str | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """False for a large one that is still on its way in: it has no object yet."""
+        return self.blob is not None or self.size <= len(self.body or b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -75,6 +81,15 @@ class Mailbox(Protocol):
         letter under the same name is a Conflict. Survives a crash once it has returned.
         Raises Exhausted when a box is full, storing nothing.
         """
+
+    async def arrived(self, sender: str, msg_id: bytes, blob: str) -> bool:
+        """All of a large letter is the object `blob`. False when nobody waits for it: it has its object, or is gone."""
+
+    async def is_arriving(self, sender: str, msg_id: bytes) -> bool | None:
+        """Whether a stored letter still lacks its object; None: there is no such letter."""
+
+    async def arriving(self) -> list[tuple[str, bytes]]:
+        """Sender and id of all letters that still lack their objects."""
 
     async def waiting(self, recipient: str, after: int = 0, limit: int = 100) -> list[Delivery]:
         """What is not acknowledged, by number, from the first one after `after`."""
@@ -134,6 +149,19 @@ class SqlMailbox:
     async def put(self, letter: Letter, recipients: Sequence[str]) -> dict[str, int] | None:
         return await self._database.write(lambda c: _put(c, letter, recipients, self._quota), "mailbox")
 
+    async def arrived(self, sender: str, msg_id: bytes, blob: str) -> bool:
+        values = {"sender_": sender, "id_": msg_id, "blob_": blob}
+        return bool(await self._database.write(lambda c: c.execute(_ARRIVED, values).rowcount, "mailbox"))
+
+    async def is_arriving(self, sender: str, msg_id: bytes) -> bool | None:
+        name = (letters.c.sender == sender) & (letters.c.msg_id == msg_id)
+        row = await self._database.read(lambda c: c.execute(select(_IS_ARRIVING.label("is_")).where(name)).first())
+        return None if row is None else bool(row.is_)
+
+    async def arriving(self) -> list[tuple[str, bytes]]:
+        chosen = select(letters.c.sender, letters.c.msg_id).where(_IS_ARRIVING)
+        return [(row.sender, row.msg_id) for row in await self._database.read(lambda c: c.execute(chosen).all())]
+
     async def waiting(self, recipient: str, after: int = 0, limit: int = 100) -> list[Delivery]:
         await self._database.flush()
         return await self._database.read(lambda c: _waiting(c, recipient, after, limit))
@@ -174,6 +202,12 @@ def _delivery(row: Any) -> Delivery:
     return Delivery(row[0], Letter(*row[1:]))
 
 
+_IS_ARRIVING = letters.c.blob.is_(None) & (func.length(letters.c.body) < letters.c.size)
+_ARRIVED = (
+    update(letters)
+    .where(letters.c.sender == bindparam("sender_"), letters.c.msg_id == bindparam("id_"), _IS_ARRIVING)
+    .values(blob=bindparam("blob_"))
+)
 # The statements of the hot path are made once: making one costs more than running it.
 _STORE = insert(letters).on_conflict_do_nothing().returning(letters.c.id)
 _KNOWN = select(letters.c.run, letters.c.kind, letters.c.size).where(
@@ -319,6 +353,19 @@ class MemoryMailbox:
             self._last[recipient] = self._last.get(recipient, 0) + 1
             self._boxes.setdefault(recipient, {})[self._last[recipient]] = name
         return {recipient: self._last[recipient] for recipient in recipients}
+
+    async def arrived(self, sender: str, msg_id: bytes, blob: str) -> bool:
+        if not await self.is_arriving(sender, msg_id):
+            return False
+        self._letters[(sender, msg_id)] = replace(self._letters[(sender, msg_id)], blob=blob)
+        return True
+
+    async def is_arriving(self, sender: str, msg_id: bytes) -> bool | None:
+        letter = self._letters.get((sender, msg_id))
+        return None if letter is None else letter.body is not None and not letter.is_whole
+
+    async def arriving(self) -> list[tuple[str, bytes]]:
+        return [name for name in self._letters if await self.is_arriving(*name)]
 
     async def waiting(self, recipient: str, after: int = 0, limit: int = 100) -> list[Delivery]:
         box = self._boxes.get(recipient, {})

@@ -186,11 +186,11 @@ class FileSpool:
     def write_blocking(self, data: bytes | memoryview) -> None:
         """As `write`, for threads, unbuffered: the caller's pieces are large."""
         self._claim(len(data))
-        with _disk_full():
+        with disk_full():
             self._append(data)
 
     def finish_blocking(self) -> Spooled:
-        with _disk_full():
+        with disk_full():
             self._close_durably()
         return Spooled(self._path, self._size, self._hash.hexdigest() if self._hash else None)
 
@@ -213,7 +213,7 @@ class FileSpool:
         self._size += size
 
     async def _guarded(self, step: Any) -> None:
-        with _disk_full():
+        with disk_full():
             await asyncio.to_thread(step)
 
     def _append(self, data: bytes | bytearray | memoryview) -> None:
@@ -232,7 +232,8 @@ class FileSpool:
 
 
 @contextmanager
-def _disk_full() -> Iterator[None]:
+def disk_full() -> Iterator[None]:
+    """What the system says of a full disk, in words: Exhausted."""
     try:
         yield
     except OSError as error:
