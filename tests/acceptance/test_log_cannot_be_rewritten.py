@@ -93,7 +93,7 @@ def test_an_edited_leaf_is_found_and_named(kept: Kept, tmp_path: Path) -> None:
     other = text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :]
     report = rewritten(kept, tmp_path, f"UPDATE log_leaves SET leaf = CAST('{other}' AS BLOB) WHERE idx = {place}")
     assert not report.ok
-    assert any(problem.startswith(f"Entry {place}:") for problem in report.problems), report.problems
+    assert any(problem.startswith(f"Entry {place} ") for problem in report.problems), report.problems
 
 
 def test_a_deleted_leaf_is_found(kept: Kept, tmp_path: Path) -> None:

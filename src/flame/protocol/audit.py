@@ -163,6 +163,15 @@ def _entry(leaf: str | _Hidden) -> Entry:
     return Entry.hidden(hashed)
 
 
+def event_of(leaf: str) -> tuple[Event, SignedEvent]:
+    """The event that an entry holds; its signature is not checked. Raises Malformed."""
+    try:
+        signed = msgspec.convert(parse_canonical(leaf.encode()), SignedEvent)
+        return Event.decode(signed.event.encode()), signed
+    except msgspec.ValidationError as error:
+        raise Malformed(f"This is no signed event: {error}") from None
+
+
 def _hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
@@ -292,10 +301,9 @@ class _Check:
 
     def _event(self, index: int, leaf: str) -> None:
         try:
-            signed = msgspec.convert(parse_canonical(leaf.encode()), SignedEvent)
-            event: Event = Event.decode(signed.event.encode())
-        except (FlameError, msgspec.ValidationError) as error:
-            self._wrong(index, f"cannot be read: {error}")
+            event, signed = event_of(leaf)
+        except Malformed as error:
+            self._wrong(index, f"cannot be read: {error.message}")
             return
         if self._each is None:
             self.report.events.append(event)

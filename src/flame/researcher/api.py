@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx2
 
@@ -74,6 +74,18 @@ class Api:
     def download(self, path: str) -> bytes:
         response = self._exchange("GET", path, {})
         return bytes(response.content)
+
+    def save(self, path: str, target: BinaryIO) -> None:
+        """Write an answer of any size into a file, a piece at a time."""
+        try:
+            with self._client.stream("GET", path) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _problem(response)
+                for piece in response.iter_bytes(1 << 18):
+                    target.write(piece)
+        except httpx2.HTTPError as error:
+            raise Unavailable(f"{self.url} cannot be reached: {error}.", next_step="Try again.") from None
 
     def close(self) -> None:
         self._client.close()

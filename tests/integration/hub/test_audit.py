@@ -158,9 +158,9 @@ def _rewrite(directory: Path) -> None:
     edge = Frontier()
     for index, leaf in rows:
         leaf = first if index == 0 else leaf
-        edge.append(leaf_hash(leaf))
-        values = (leaf, leaf_hash(leaf), edge.root(), index)
-        database.execute("UPDATE log_leaves SET leaf = ?, hash = ?, root = ? WHERE idx = ?", values)
+        nodes = b"".join(edge.grow(leaf_hash(leaf)))
+        values = (leaf, leaf_hash(leaf), edge.root(), nodes, index)
+        database.execute("UPDATE log_leaves SET leaf = ?, hash = ?, root = ?, nodes = ? WHERE idx = ?", values)
     database.execute("UPDATE log_frontier SET state = ?", (edge.state(),))
     database.commit()
     database.close()
