@@ -141,6 +141,8 @@ def test_a_secret_works_for_clients_without_a_key(world: World) -> None:
     answer = token(world, 200, grant_type="client_credentials", client_id=given["id"], client_secret=given["secret"])
     headers = {"authorization": f"Bearer {answer['access_token']}"}
     assert world.anonymous()("GET", "/auth/userinfo", 200, headers=headers)["node_id"] == node.id
+    node.refused(401, "GET", "/auth/userinfo")  # a new secret ends what was open
+    node.http = world._client(world.node_token(node))
     node.refused(403, "POST", path, json={})
 
 

@@ -8,9 +8,8 @@ from sqlalchemy import Connection, Table, insert, select
 
 from flame.hub.audit.log import AuditLog
 from flame.hub.columns import fresh
-from flame.hub.identity.passwords import hash_secret
+from flame.hub.identity.passwords import generated_password, hash_secret
 from flame.hub.identity.permissions import HELD, KNOWN, OF_CLIENTS, ROLES
-from flame.hub.identity.routes import generated_password
 from flame.hub.identity.tables import (
     clients,
     permissions,

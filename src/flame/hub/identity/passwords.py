@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from functools import cache
 
 from argon2 import PasswordHasher
@@ -19,6 +20,10 @@ def hash_secret(secret: str) -> str:
 async def hash_in_thread(secret: str) -> str:
     async with _at_once:
         return await asyncio.to_thread(_hasher.hash, secret)
+
+
+def generated_password() -> str:
+    return secrets.token_urlsafe(18)
 
 
 async def matches(stored: str | None, given: str) -> bool:

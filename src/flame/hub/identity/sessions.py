@@ -8,7 +8,7 @@ from sqlalchemy import Connection, literal, select, union_all
 
 from flame.hub.analyses.tables import analyses
 from flame.hub.authorisation import Actor
-from flame.hub.identity.permissions import OF_ANALYSES, OF_NODES
+from flame.hub.identity.permissions import OF_NODES
 from flame.hub.identity.tables import (
     client_permissions,
     client_roles,
@@ -75,7 +75,7 @@ def _client(connection: Connection, subject: str) -> Actor:
     node = connection.execute(select(nodes.c.id).where(nodes.c.client_id == subject)).scalar()
     analysis = connection.execute(select(analyses.c.id).where(analyses.c.client_id == subject)).scalar()
     _, allowed = rights_of(connection, "client", subject)
-    allowed |= (OF_NODES if node else frozenset()) | (OF_ANALYSES if analysis else frozenset())
+    allowed |= OF_NODES if node else frozenset()
     return Actor("client", row.id, row.name, row.realm_id, node=node, analysis=analysis, permissions=allowed)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,6 +21,7 @@ from flame.model.errors import Invalid, NotAuthenticated
 ALGORITHMS: Final = ["Ed25519", "EdDSA"]
 ASSERTION_SECONDS: Final = 300
 LEEWAY: Final = 30
+AUDIENCE: Final = "flame-hub"
 _MAX_TOKEN: Final = 8192
 
 
@@ -28,6 +31,7 @@ class Claims:
     kind: Literal["user", "client"]
     session: str
     id: str
+    expires: int
 
 
 class Tokens:
@@ -36,6 +40,8 @@ class Tokens:
     def __init__(self, key: IdentityKey, access_seconds: int, refresh_seconds: int) -> None:
         self._private = _jwk(key.public.raw, key.private_bytes)
         self._public = _jwk(key.public.raw)
+        self._pepper = hashlib.sha256(b"flame-hub-pepper-v1\0" + key.private_bytes).digest()
+        self._kid = key.public.fingerprint.hex()[:16]
         self.access_seconds = access_seconds
         self.refresh_seconds = refresh_seconds
 
@@ -45,17 +51,38 @@ class Tokens:
         token_id = str(uuid4())
         life = self.access_seconds if use == "access" else self.refresh_seconds
         claims: dict[str, Any] = {"sub": subject, "sub_kind": kind, "sid": session, "use": use, "jti": token_id}
-        claims |= {"iat": now, "exp": now + life}
-        return jwt.encode({"alg": "Ed25519"}, claims, self._private, algorithms=ALGORITHMS), token_id
+        claims |= {"iat": now, "exp": now + life, "aud": AUDIENCE}
+        return self._signed(claims), token_id
+
+    def issue_id(self, issuer: str, client: str, subject: str, **more: str) -> str:
+        """An OpenID Connect id token: who somebody is, for one client. It opens nothing here."""
+        now = int(time.time())
+        claims = {"iss": issuer, "sub": subject, "aud": client, "iat": now, "exp": now + ASSERTION_SECONDS, "use": "id"}
+        return self._signed(claims | more)
+
+    def _signed(self, claims: dict[str, Any]) -> str:
+        return jwt.encode({"alg": "Ed25519", "kid": self._kid}, claims, self._private, algorithms=ALGORITHMS)
+
+    @property
+    def jwks(self) -> dict[str, Any]:
+        """The public key, for clients that check id tokens."""
+        public: dict[str, Any] = {**self._public.as_dict(private=False)}
+        return {"keys": [public | {"kid": self._kid, "use": "sig", "alg": "Ed25519"}]}
+
+    def mark(self, *parts: str) -> str:
+        """A keyed hash: what the hub recognises again, and nobody who has its database reads or makes."""
+        message = b"".join(len(raw).to_bytes(4, "big") + raw for raw in (part.encode() for part in parts))
+        return hmac.new(self._pepper, message, hashlib.sha256).hexdigest()
 
     def read(self, token: str, use: Literal["access", "refresh"]) -> Claims:
         """Raises Invalid ("The JWT is invalid.") for what is none of ours, NotAuthenticated for an expired one."""
         claims = _decode(token, self._public)
-        if claims is None or claims.get("use") != use or claims.get("sub_kind") not in ("user", "client"):
+        ours = claims is not None and claims.get("use") == use and claims.get("aud") == AUDIENCE
+        if claims is None or not ours or claims.get("sub_kind") not in ("user", "client"):
             raise Invalid("The JWT is invalid.", next_step="Log in again.")
         if not isinstance(claims.get("exp"), int) or claims["exp"] < time.time():
             raise NotAuthenticated("The token has expired.", next_step="Log in again, or use the refresh token.")
-        return Claims(str(claims["sub"]), claims["sub_kind"], str(claims["sid"]), str(claims["jti"]))
+        return Claims(str(claims["sub"]), claims["sub_kind"], str(claims["sid"]), str(claims["jti"]), claims["exp"])
 
 
 @dataclass(frozen=True, slots=True)
