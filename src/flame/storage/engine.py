@@ -22,18 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Integer, MetaData, String, Table, insert, select
-from sqlalchemy import Column as Col
+from sqlalchemy import URL, Connection, Engine, MetaData
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 
-from flame.model.errors import Conflict, Exhausted, Invalid, Unavailable
-from flame.storage import sqlite
+from flame.model.errors import Exhausted, Invalid, Unavailable
+from flame.storage import schema, sqlite
 from flame.storage.failpoints import declare, reached
 
 T = TypeVar("T")
 Operation = Callable[[Connection], T]
 
-SCHEMA_VERSION: Final = 1
 MAX_GROUP: Final = 256
 MAX_LAZY: Final = 256
 _READERS: Final = 4
@@ -45,7 +43,7 @@ _DISK_FULL: Final = "53100"
 metadata = MetaData()
 """The one metadata on which every feature's tables live."""
 
-_schema = Table("schema_version", metadata, Col("id", Integer, primary_key=True), Col("release", String(32)))
+schema.version_table(metadata)
 
 LABELS: Final = ("mailbox", "audit", "runs", "approvals", "enrolment", "lock", "upload")
 """Kinds of writes that a kill -9 test can stop just before and just after their commit."""
@@ -88,12 +86,15 @@ class Database:
         self._thread = threading.Thread(target=self._serve, name="db-write", daemon=True)
 
     def open(self) -> None:
-        """Create what is missing and start the writer. Raises Conflict for the schema of a newer release."""
+        """Create what is missing and start the writer. Raises Conflict for the schema of another release."""
         try:
             with self._writer.begin() as connection:
-                _prepare(connection)
-        except OperationalError as error:
-            raise _translated(error) from None
+                schema.prepare(connection, metadata)
+        except Exception as error:
+            self.close()
+            if (told := _translated(error)) is not error:
+                raise told from error
+            raise
         self._thread.start()
 
     async def write(self, operation: Operation[T], label: str | None = None) -> T:
@@ -200,18 +201,6 @@ class Database:
         with self._lock:
             lazy, self._lazy = self._lazy, []
         return lazy + group, last
-
-
-def _prepare(connection: Connection) -> None:
-    metadata.create_all(connection)
-    version = connection.execute(select(_schema.c.id)).scalar()
-    if version is None:
-        connection.execute(insert(_schema).values(id=SCHEMA_VERSION, release="0.1"))
-    elif version != SCHEMA_VERSION:
-        raise Conflict(
-            f"The database has schema {version}; this release knows {SCHEMA_VERSION}.",
-            next_step="Start the release that wrote it.",
-        )
 
 
 def _nothing(connection: Connection) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, create_engine, event
 
 
-def writer(path: Path, *, bytes_max: int | None = None) -> Engine:
-    return _engine(path, begin="BEGIN IMMEDIATE", connections=1, bytes_max=bytes_max)
+def writer(path: Path, *, bytes_max: int | None = None, references: bool = True) -> Engine:
+    """references: rows may not point to what is not there; without, only while tables are being changed."""
+    return _engine(path, begin="BEGIN IMMEDIATE", connections=1, bytes_max=bytes_max, references=references)
 
 
 def reader(path: Path, *, connections: int) -> Engine:
@@ -17,7 +18,13 @@ def reader(path: Path, *, connections: int) -> Engine:
 
 
 def _engine(
-    path: Path, *, begin: str, connections: int, read_only: bool = False, bytes_max: int | None = None
+    path: Path,
+    *,
+    begin: str,
+    connections: int,
+    read_only: bool = False,
+    bytes_max: int | None = None,
+    references: bool = True,
 ) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
@@ -32,7 +39,7 @@ def _engine(
         connection.execute("PRAGMA busy_timeout=10000")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA foreign_keys={'ON' if references else 'OFF'}")
         if read_only:
             connection.execute("PRAGMA query_only=ON")
         elif bytes_max is not None:
