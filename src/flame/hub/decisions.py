@@ -55,6 +55,7 @@ def decide(actor: Actor, body: DecisionBody, row: Any, subject: Subject, key: Pu
             "approval_signed": True,
             "approval": body.approval.document,
             "approval_signature": body.approval.signature,
+            "approval_by": None,
             "comment": body.comment or None,
         }
     demand(actor, Action.DECIDE, subject.place)
@@ -66,7 +67,7 @@ def decide(actor: Actor, body: DecisionBody, row: Any, subject: Subject, key: Pu
             next_step="The steward approves at the node.",
         )
     changed: dict[str, Any] = {"approval_status": body.approval_status, "approval_signed": False}
-    changed |= {"approval": None, "approval_signature": None}
+    changed |= {"approval": None, "approval_signature": None, "approval_by": actor.name}
     return changed | ({} if body.comment is UNSET else {"comment": body.comment})
 
 

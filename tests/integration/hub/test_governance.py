@@ -237,12 +237,21 @@ def test_a_start_order_is_checked_and_counts_once(study: Study) -> None:
     assert study.researcher.refused(409, "POST", path, json=other)["code"] == "replayed"
 
 
-def test_a_run_needs_build_and_distribution(study: Study) -> None:
+def test_an_order_waits_for_every_approval_and_is_built_then(study: Study) -> None:
+    """Also the aggregator's: until the last of them nothing is built, and no node is given the order to run."""
     study.submit()
     study.command("configurationLock")
     digest = study.sign()
     path = f"/core/analyses/{study.analysis}/runs"
-    assert "not built" in study.researcher.refused(409, "POST", path, json=study.order(digest))["message"]
+    assert study.researcher.make(path, **study.order(digest))["state"] == "waiting"
+    study.researcher.refused(409, "POST", path, json=study.order(digest, number=2))
+    *first, last = study.nodes
+    for node in first:
+        node.change(f"/core/analysis-nodes/{study.place(node)['id']}", **study.approval(node, digest))
+    assert study.researcher.get(f"/core/analyses/{study.analysis}")["buildStatus"] is None
+    last.change(f"/core/analysis-nodes/{study.place(last)['id']}", **study.approval(last, digest))
+    study.wait_for("distributionStatus", "executed")
+    assert study.researcher.get(path)[0]["state"] == "ordered"
 
 
 def test_only_nodes_report_and_only_the_aggregator_hands_in_results(study: Study) -> None:

@@ -117,7 +117,8 @@ def _lock(hub: HubState, connection: Connection, key: str, actor: Actor, files: 
             connection.execute(
                 insert(manifests).values(digest=frozen.digest, analysis_id=key, document=frozen.text, created_at=now())
             )
-        hub.log.tell(connection, "submission", key, {"manifest": frozen.digest, "by": actor.id})
+    told = {"manifest": frozen.digest or "", "missing": len(frozen.missing), "by": actor.id}
+    hub.log.tell(connection, "submission", key, told)
     connection.execute(update(analyses).where(analyses.c.id == key).values(**values))
 
 
@@ -130,12 +131,13 @@ def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> 
         "distribution_progress": None, "execution_status": None, "execution_progress": None,
     }  # fmt: skip
     connection.execute(update(analyses).where(analyses.c.id == key).values(**values, updated_at=now()))
-    nothing: dict[str, Any] = dict.fromkeys(("approval_status", "approval", "approval_signature"))
+    nothing: dict[str, Any] = dict.fromkeys(("approval_status", "approval", "approval_signature", "approval_by"))
     nothing |= {"approval_signed": False} | approved_at_once(hub)
     nothing |= dict.fromkeys(("execution_status", "execution_progress", "execution_run", "execution_reason"))
     connection.execute(
         update(analysis_nodes).where(analysis_nodes.c.analysis_id == key).values(**nothing, updated_at=now())
     )
+    connection.execute(update(runs).where(runs.c.analysis_id == key, runs.c.state == "waiting").values(state="ended"))
     hub.log.tell(connection, "unlock", key, {"manifest": row.manifest_digest or "", "by": actor.id})
 
 
@@ -145,6 +147,7 @@ def approved_at_once(hub: HubState) -> dict[str, Any]:
 
 
 def _stop(hub: HubState, connection: Connection, key: str, actor: Actor) -> tuple[str, ...]:
+    connection.execute(update(runs).where(runs.c.analysis_id == key, runs.c.state == "waiting").values(state="ended"))
     live = (runs.c.analysis_id == key) & (runs.c.state == "ordered")
     found = tuple(connection.execute(select(runs.c.id).where(live)).scalars())
     connection.execute(update(runs).where(live).values(state="stopping"))
@@ -200,10 +203,50 @@ async def distribute(hub: HubState, key: str, participants: tuple[str, ...]) -> 
     def store(connection: Connection) -> None:
         starting = (analyses.c.id == key) & (analyses.c.distribution_status == Status.STARTING)
         values = {"distribution_status": Status.EXECUTED, "distribution_progress": 100, "updated_at": now()}
-        connection.execute(update(analyses).where(starting).values(**values))
+        if connection.execute(update(analyses).where(starting).values(**values)).rowcount:
+            waiting = (runs.c.analysis_id == key) & (runs.c.state == "waiting")
+            connection.execute(update(runs).where(waiting).values(state="ordered"))
+            hub.log.tell(connection, "distribution", key, {"nodes": len(participants)})
 
-    await hub.database.write(store)
+    await hub.database.write(store, "runs")
     hub.channels.changed(participants, "analysis", key)
+
+
+async def go_on(hub: HubState, key: str) -> None:
+    """Build and distribute as soon as the last participant has approved, where a signed start order waits for it.
+
+    The same preconditions as for the commands: an analysis that nobody has ordered to run waits for its commands.
+    """
+    participants = await hub.database.write(lambda c: _begin_build(c, key), "lock")
+    if participants is None:
+        return
+    await build(hub, key, participants)
+    if await hub.database.write(lambda c: _begin_distribution(c, key), "lock"):
+        await distribute(hub, key, participants)
+
+
+def _begin_build(connection: Connection, key: str) -> tuple[str, ...] | None:
+    """The participants, when an order waits and everybody has approved."""
+    waiting = select(runs.c.id).where(runs.c.analysis_id == key, runs.c.state == "waiting")
+    row = connection.execute(select(analyses).where(analyses.c.id == key)).first()
+    if row is None or not row.configuration_locked or not connection.execute(waiting).first():
+        return None
+    places = connection.execute(select(analysis_nodes).where(analysis_nodes.c.analysis_id == key)).all()
+    if any(place.approval_status != "approved" for place in places):
+        return None
+    fresh = (analyses.c.id == key) & analyses.c.build_status.is_(None)
+    values = {"build_status": Status.STARTING, "updated_at": now()}
+    if connection.execute(update(analyses).where(fresh).values(**values)).rowcount:
+        log_line(connection, key, "info", "The build has started: every participant has approved, and an order waits.")
+    return tuple(place.node_id for place in places)
+
+
+def _begin_distribution(connection: Connection, key: str) -> bool:
+    built = (
+        (analyses.c.id == key) & (analyses.c.build_status == Status.EXECUTED) & analyses.c.distribution_status.is_(None)
+    )
+    values = {"distribution_status": Status.STARTING, "updated_at": now()}
+    return connection.execute(update(analyses).where(built).values(**values)).rowcount > 0
 
 
 async def resume(hub: HubState) -> None:
@@ -215,3 +258,7 @@ async def resume(hub: HubState) -> None:
             await build(hub, row.id, ())
         else:
             await distribute(hub, row.id, ())
+    for key in await hub.database.read(
+        lambda c: c.execute(select(runs.c.analysis_id).where(runs.c.state == "waiting").distinct()).scalars().all()
+    ):
+        await go_on(hub, key)

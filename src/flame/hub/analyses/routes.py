@@ -420,6 +420,8 @@ async def create_analysis_node(request: Request) -> Response:
             if body.node_id not in facts.project.asked:
                 raise Invalid("The node is not part of the project.", next_step="Ask it for the project first.")
         place = _add_node(hub, connection, analysis.id, analysis.realm_id, node.id, node.realm_id)
+        if body.node_id not in facts.nodes:
+            hub.log.tell(connection, "administration", facts.id, {"added": node.id, "by": actor.id})
         return get_row(connection, actor, ANALYSIS_NODE, place)
 
     row = await hub.database.write(store)
@@ -453,6 +455,7 @@ async def update_analysis_node(request: Request) -> Response:
     shown, participants, ended = await hub.database.write(store, "approvals" if decides else "runs")
     if decides:
         hub.channels.changed(participants, "analysis", shown["analysisId"])
+        hub.in_background(commands.go_on(hub, shown["analysisId"]))
     else:  # how far a node is interests those who watch; nodes hear of each other by their sealed messages
         hub.channels.stir(shown["analysisId"])
     for run in ended:
@@ -493,7 +496,10 @@ def _decide(hub: HubState, connection: Connection, actor: Actor, body: PlaceBody
         "subject": "analysis", "digest": analysis.manifest_digest or "", "node": row.node_id, "by": actor.id,
         "decision": changed["approval_status"] or "none", "signed": changed["approval_signed"],
     }  # fmt: skip
-    hub.log.tell(connection, "approval", row.analysis_id, facts)
+    if body.approval:
+        facts["approval"] = hashlib.sha256(body.approval.document.encode()).hexdigest()
+    if not body.approval or body.approval.document != row.approval:  # a node says it again after a broken line
+        hub.log.tell(connection, "approval", row.analysis_id, facts)
 
 
 def _unfrozen(body: PlaceBody) -> str | None:
@@ -561,6 +567,7 @@ async def delete_analysis_node(request: Request) -> Response:
         if analysis.configuration_locked:
             commands.void_lock(hub, connection, facts.id, actor)
         connection.execute(sql_delete(analysis_nodes).where(analysis_nodes.c.id == key))
+        hub.log.tell(connection, "administration", facts.id, {"removed": shown["nodeId"], "by": actor.id})
         return shown, tuple(facts.nodes)
 
     shown, participants = await hub.database.write(store, "lock")

@@ -12,19 +12,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flame.crypto.canonical import parse_canonical
+from flame.crypto.canonical import canonical, parse_canonical
 from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import verify_manifest, verify_start_order
+from flame.hub.analyses import commands
 from flame.hub.analyses.resources import ANALYSIS
 from flame.hub.analyses.tables import analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
 from flame.hub.columns import now
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import user_keys
+from flame.hub.projects.ending import require_going
+from flame.hub.projects.tables import projects
 from flame.hub.resources import path_id, raw_row, read_body, record
 from flame.hub.state import hub_of
 from flame.model.errors import BadSignature, Conflict, DoesNotMatchApproval, Expired, Invalid, Malformed, Replayed
-from flame.model.manifest import Manifest
+from flame.model.manifest import Manifest, Parameter
 from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import parse_time
 
@@ -142,11 +145,12 @@ async def order_run(request: Request) -> Response:
         known = connection.execute(select(runs).where(runs.c.id == run)).first()
         if known is not None:
             return _shown(known), ()
-        _check_state(row)
+        require_going(connection.execute(select(projects).where(projects.c.id == row.project_id)).one())
         _check_order(connection, key, order, manifest)
+        ready = row.build_status == "executed" and row.distribution_status == "executed"
         values = {
             "id": run, "analysis_id": key, "manifest_digest": order.manifest, "number": order.number,
-            "order": body.order, "signature": body.signature, "state": "ordered",
+            "order": body.order, "signature": body.signature, "state": "ordered" if ready else "waiting",
             "expires": int(parse_time(order.expires).timestamp()), "created_at": now(),
         }  # fmt: skip
         connection.execute(insert(runs).values(**values))
@@ -160,14 +164,8 @@ async def order_run(request: Request) -> Response:
 
     shown, participants = await hub.database.write(store, "runs")
     hub.channels.changed(participants, "run", key)
+    hub.in_background(commands.go_on(hub, key))
     return record(shown, status=201)
-
-
-def _check_state(row: Any) -> None:
-    if row.build_status != "executed":
-        raise Conflict("The analysis is not built yet.", next_step="Wait for the approvals, then buildStart.")
-    if row.distribution_status != "executed":
-        raise Conflict("The analysis is not distributed yet.", next_step="Send the command distributionStart.")
 
 
 def _check_order(connection: Connection, key: str, order: StartOrder, manifest: Manifest) -> None:
@@ -175,6 +173,8 @@ def _check_order(connection: Connection, key: str, order: StartOrder, manifest: 
         raise Invalid("A start order names exactly the manifest's participants, sorted.")
     if unknown := sorted(set(order.parameters) - {p.name for p in manifest.parameters}):
         raise Invalid(f"The manifest has no parameter '{unknown[0][:64]}'.")
+    for parameter in manifest.parameters:
+        _check_value(parameter, order.parameters.get(parameter.name, parameter.default))
     if not 1 <= order.number <= manifest.runs_max:
         raise Conflict(f"Run {order.number} is not covered: the manifest allows {manifest.runs_max} runs.")
     created, expires = parse_time(order.created).timestamp(), parse_time(order.expires).timestamp()
@@ -185,8 +185,19 @@ def _check_order(connection: Connection, key: str, order: StartOrder, manifest: 
     used = select(runs.c.id).where(runs.c.manifest_digest == order.manifest, runs.c.number == order.number)
     if connection.execute(used).first():
         raise Replayed(f"Run number {order.number} was used already.", next_step="Count on.")
-    if connection.execute(select(runs.c.id).where(runs.c.analysis_id == key, runs.c.state.in_(LIVE))).first():
-        raise Conflict("A run of this analysis is going on.", next_step="Wait for its end, or stop it.")
+    going = runs.c.state.in_((*LIVE, "waiting"))
+    if connection.execute(select(runs.c.id).where(runs.c.analysis_id == key, going)).first():
+        raise Conflict("A run of this analysis is going on or waits.", next_step="Wait for its end, or stop it.")
+
+
+def _check_value(parameter: Parameter, value: Any) -> None:
+    """So that a mistake is told at once; the nodes decide."""
+    approved = {canonical(known) for known in (parameter.default, *parameter.options)}
+    if canonical(value) not in approved and not parameter.in_range(value):
+        raise Conflict(
+            f"The parameter '{parameter.name}' has a value that the hospitals were not asked for.",
+            next_step="Use one of the manifest's options, or a value in its range.",
+        )
 
 
 def _shown(row: Any) -> dict[str, Any]:

@@ -45,6 +45,7 @@ analysis_nodes = Table(
     Column("approval_signed", Boolean, nullable=False, default=False),
     Column("approval", Text),
     Column("approval_signature", String(128)),
+    Column("approval_by", String(128)),
     Column("comment", Text),
     Column("execution_status", String(16)),
     Column("execution_progress", Integer),

@@ -11,11 +11,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from flame.crypto.keys import PublicKey
 from flame.hub.authorisation import Actor
 from flame.hub.columns import fresh, now
+from flame.hub.described import About, Described, in_query
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import user_keys
 from flame.hub.members.tables import endorsements, key_statements, members
@@ -138,6 +138,7 @@ def _rotate(
     fingerprint = fingerprint_of(said.next_key)
     _put_in_use(connection, row, said.next_key, fingerprint)
     facts = {"kind": said.kind, "number": said.number, "previous": said.previous, "key": fingerprint}
+    facts["publicKey"] = said.next_key  # so that whoever reads the log can check what is signed with it
     hub.log.tell(connection, "rotation", said.member, facts | {"statement": said.digest.hex()})
 
 
@@ -242,6 +243,6 @@ def keep_endorsement(connection: Connection, event: Any, text: str, signature: s
 
 
 ROUTES = [
-    Route("/core/roster", roster, methods=["GET"]),
-    Route("/core/key-statements", take_statement, methods=["POST"]),
+    Described("GET", "/core/roster", roster, About(shape="list", query={"members": in_query()})),
+    Described("POST", "/core/key-statements", take_statement, About(status=201, body=StatementBody)),
 ]

@@ -19,6 +19,7 @@ PROJECT = Resource(
     filters=frozenset({"id", "name", "displayName", "realmId", "userId"}),
     sorts=frozenset({"id", "name", "displayName", "updatedAt", "createdAt"}),
     relations={"masterImage": Relation("master_image_id", lambda: MASTER_IMAGE)},
+    secret=frozenset({"ending", "ending_signature"}),
     computed={"nodes": _nodes, "analyses": _analyses, "client_id": literal(None), "robot_id": literal(None)},
 )  # fmt: skip
 PROJECT_NODE = Resource(

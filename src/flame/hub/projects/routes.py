@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from flame.hub.identity.tables import users
 from flame.hub.nodes.resources import NODE
 from flame.hub.nodes.routes import node_key
 from flame.hub.problems import wrong
+from flame.hub.projects.ending import EndBody, end_project, stop_project, void_project
 from flame.hub.projects.resources import PROJECT, PROJECT_NODE
 from flame.hub.projects.tables import project_members, project_nodes, projects
 from flame.hub.registry.resources import MASTER_IMAGE
@@ -29,6 +31,7 @@ from flame.hub.resources import (
     Id,
     Label,
     LongText,
+    camel,
     changing_routes,
     get_row,
     path_id,
@@ -41,7 +44,8 @@ from flame.hub.resources import (
 from flame.hub.state import HubState, hub_of
 from flame.hub.telemetry.events import happened
 from flame.model.errors import Conflict, NotAllowed
-from flame.protocol.documents import Proposal
+from flame.model.manifest import check_text, parse_time
+from flame.protocol.documents import Ending, Proposal
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{2,127}")
 _ADJECTIVES = ("brave", "calm", "clear", "kind", "quiet", "swift", "warm", "wise")
@@ -56,6 +60,26 @@ class ProjectBody(Body):
     display_name: Label | UnsetType | None = UNSET
     description: LongText | UnsetType | None = UNSET
     master_image_id: Id | UnsetType | None = UNSET
+    purpose: LongText | UnsetType | None = UNSET
+    data_requested: LongText | UnsetType | None = UNSET
+    risk: LongText | UnsetType | None = UNSET
+    legal_basis: LongText | UnsetType | None = UNSET
+    runtime: Label | UnsetType | None = UNSET
+    contact: Label | UnsetType | None = UNSET
+    expires: Annotated[str, Meta(max_length=20)] | UnsetType | None = UNSET
+
+    def checked(self) -> dict[str, Any]:
+        """What was given, with texts that a steward can read as they stand. Raises Invalid."""
+        values = self.given()
+        for name in _PROPOSED & set(values):
+            if values[name]:
+                check_text(values[name], camel(name))
+        if values.get("expires"):
+            parse_time(values["expires"])
+        return values
+
+
+_PROPOSED = frozenset({"purpose", "data_requested", "risk", "legal_basis", "runtime", "contact"})
 
 
 class ProjectNodeBody(Body):
@@ -89,13 +113,15 @@ async def create_project(request: Request) -> Response:
     actor = await authenticate(request)
     require_people(actor)
     body = await read_body(request, ProjectBody)
-    row = fresh(**body.given() | {"name": slug(body.name), "realm_id": actor.realm, "user_id": actor.id})
+    row = fresh(**body.checked() | {"name": slug(body.name), "realm_id": actor.realm, "user_id": actor.id})
 
     def store(connection: Connection) -> dict[str, Any]:
         if row.get("master_image_id"):
             related_row(connection, actor, MASTER_IMAGE, row["master_image_id"], "masterImageId")
         connection.execute(insert(projects).values(**row))
         happened(connection, actor, PROJECT, row["id"], "created")
+        told = {"digest": proposal_of(connection, row["id"]).digest.hex(), "by": actor.id}
+        hub_of(request).log.tell(connection, "proposal", row["id"], told)
         return get_row(connection, actor, PROJECT, row["id"])
 
     return record(await hub_of(request).database.write(store), PROJECT, 201)
@@ -104,20 +130,35 @@ async def create_project(request: Request) -> Response:
 async def update_project(request: Request) -> Response:
     actor = await authenticate(request)
     key = path_id(request, PROJECT)
-    values = (await read_body(request, ProjectBody)).given()
+    values = (await read_body(request, ProjectBody)).checked()
+    hub = hub_of(request)
     if "name" in values:
         values["name"] = slug(values["name"])
 
-    def store(connection: Connection) -> dict[str, Any]:
+    def store(connection: Connection) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
         row = raw_row(connection, actor, PROJECT, key)
-        demand(actor, Action.UPDATE, project_facts(connection, key))
+        facts = project_facts(connection, key)
+        demand(actor, Action.UPDATE, facts)
+        if row.ended_at:
+            raise Conflict("This project has ended.", next_step="Propose a new one.")
         if values.get("master_image_id"):
             related_row(connection, actor, MASTER_IMAGE, values["master_image_id"], "masterImageId")
+        before = proposal_of(connection, key).digest
         connection.execute(update(projects).where(projects.c.id == key).values(**values, updated_at=now()))
         happened(connection, actor, PROJECT, key, "updated", row)
-        return get_row(connection, actor, PROJECT, key)
+        stopped: list[str] = []
+        if (after := proposal_of(connection, key).digest) != before:
+            if not hub.settings.skip_project_approval:
+                void_project(connection, key)
+                stopped = stop_project(hub, connection, key, actor.id)
+            hub.log.tell(connection, "proposal", key, {"digest": after.hex(), "by": actor.id})
+        return get_row(connection, actor, PROJECT, key), tuple(facts.asked), stopped
 
-    return record(await hub_of(request).database.write(store), PROJECT, 202)
+    shown, asked, stopped = await hub.database.write(store, "approvals")
+    for run in stopped:
+        hub.runs.forget(bytes.fromhex(run))
+    hub.channels.changed(asked, "project", key)
+    return record(shown, PROJECT, 202)
 
 
 async def delete_project(request: Request) -> Response:
@@ -134,6 +175,7 @@ async def delete_project(request: Request) -> Response:
             raise Conflict(f"The project still has {held} analyses.", next_step="Delete them first.")
         happened(connection, actor, PROJECT, key, "deleted")
         connection.execute(delete(projects).where(projects.c.id == key))
+        hub_of(request).log.tell(connection, "administration", key, {"deleted": "project", "by": actor.id})
         return shown
 
     return record(await hub_of(request).database.write(store), PROJECT, 202)
@@ -142,7 +184,19 @@ async def delete_project(request: Request) -> Response:
 def proposal_of(connection: Connection, key: str) -> Proposal:
     """What a project asks of the hospitals, as the document that they sign about."""
     row = connection.execute(select(projects).where(projects.c.id == key)).one()
-    return Proposal(row.id, row.display_name or row.name, row.description or "", row.user_id or "")
+    return Proposal(
+        project=row.id,
+        name=row.display_name or row.name,
+        description=row.description or "",
+        creator=row.user_id or "",
+        purpose=row.purpose or "",
+        data_requested=row.data_requested or "",
+        risk=row.risk or "",
+        legal_basis=row.legal_basis or "",
+        runtime=row.runtime or "",
+        contact=row.contact or "",
+        expires=row.expires or "",
+    )
 
 
 async def proposal(request: Request) -> Response:
@@ -150,12 +204,20 @@ async def proposal(request: Request) -> Response:
     actor = await authenticate(request)
     key = path_id(request, PROJECT)
 
-    def load(connection: Connection) -> Proposal:
-        raw_row(connection, actor, PROJECT, key)
-        return proposal_of(connection, key)
+    def load(connection: Connection) -> dict[str, Any]:
+        row = raw_row(connection, actor, PROJECT, key)
+        document = proposal_of(connection, key)
+        shown: dict[str, Any] = {
+            "proposal": document.encoded().decode(),
+            "digest": document.digest.hex(),
+            "ending": None,
+        }
+        if row.ended_at:  # without a signature it is the hub's word alone, which stops and deletes nothing elsewhere
+            unsigned = Ending(key, "", "", row.ended_at[:19] + "Z").encoded().decode()
+            shown["ending"] = {"document": row.ending or unsigned, "signature": row.ending_signature or ""}
+        return shown
 
-    document = await hub_of(request).database.read(load)
-    return record({"proposal": document.encoded().decode(), "digest": document.digest.hex()})
+    return record(await hub_of(request).database.read(load))
 
 
 async def create_project_node(request: Request) -> Response:
@@ -176,6 +238,7 @@ async def create_project_node(request: Request) -> Response:
             )  # fmt: skip
             connection.execute(insert(project_nodes).values(**row))
             happened(connection, actor, PROJECT_NODE, row["id"], "created")
+            hub.log.tell(connection, "administration", project.id, {"added": node.id, "by": actor.id})
             known = row["id"]
         return get_row(connection, actor, PROJECT_NODE, known)
 
@@ -195,17 +258,34 @@ async def decide_project_node(request: Request) -> Response:
         row = raw_row(connection, actor, PROJECT_NODE, key)
         facts = project_facts(connection, row.project_id)
         place = Membership(row.node_id, row.node_realm_id, _creators(facts), hub.settings.self_approval, "project")
+        if body.approval_status is UNSET and not body.approval:
+            return _comment(hub, connection, actor, body, row, place)
         digest = proposal_of(connection, row.project_id).digest.hex()
         public = node_key(connection, actor) if body.approval and actor.node else None
         changed = decide(actor, body, row, Subject("project", digest, row.node_id, place), public)
         connection.execute(update(project_nodes).where(project_nodes.c.id == key).values(**changed, updated_at=now()))
         happened(connection, actor, PROJECT_NODE, key, "updated", row)
-        _tell(hub, connection, row, digest, changed, actor)
+        if not body.approval or body.approval.document != row.approval:  # a node says it again after a broken line
+            _tell(hub, connection, row, digest, changed, actor)
         return get_row(connection, actor, PROJECT_NODE, key), row.node_id
 
     row, node = await hub.database.write(store, "approvals")
     hub.channels.changed([node], "project", row["projectId"])
     return record(row, PROJECT_NODE, 202)
+
+
+def _comment(
+    hub: HubState, connection: Connection, actor: Actor, body: DecisionBody, row: Any, place: Membership
+) -> tuple[dict[str, Any], str]:
+    """A word without a decision; one that came with a signed decision stays beside it."""
+    demand(actor, Action.DECIDE, place)
+    if row.approval_signed:
+        raise Conflict("A signed decision stands, with its own comment.", next_step="Decide anew, with the comment.")
+    values = {"comment": body.comment or None, "updated_at": now()}
+    connection.execute(update(project_nodes).where(project_nodes.c.id == row.id).values(**values))
+    happened(connection, actor, PROJECT_NODE, row.id, "updated", row)
+    hub.log.tell(connection, "comment", row.project_id, {"node": row.node_id, "by": actor.id})
+    return get_row(connection, actor, PROJECT_NODE, row.id), row.node_id
 
 
 def _creators(project: Project) -> frozenset[str]:
@@ -217,6 +297,8 @@ def _tell(hub: HubState, connection: Connection, row: Any, digest: str, changed:
         "subject": "project", "digest": digest, "node": row.node_id, "by": actor.id,
         "decision": changed["approval_status"] or "none", "signed": changed["approval_signed"],
     }  # fmt: skip
+    if changed["approval"]:
+        facts["approval"] = hashlib.sha256(changed["approval"].encode()).hexdigest()
     hub.log.tell(connection, "approval", row.project_id, facts)
 
 
@@ -229,6 +311,8 @@ async def delete_project_node(request: Request) -> Response:
         demand(actor, Action.UPDATE, project_facts(connection, shown["projectId"]))
         happened(connection, actor, PROJECT_NODE, key, "deleted")
         connection.execute(delete(project_nodes).where(project_nodes.c.id == key))
+        facts = {"removed": shown["nodeId"], "by": actor.id}
+        hub_of(request).log.tell(connection, "administration", shown["projectId"], facts)
         return shown
 
     return record(await hub_of(request).database.write(store), PROJECT_NODE, 202)
@@ -247,6 +331,8 @@ async def add_member(request: Request) -> Response:
             raise wrong("userId", "There is no such user.")
         values = fresh(project_id=project.id, user_id=body.user_id, role=body.role)
         connection.execute(insert(project_members).values(**values))
+        facts = {"member": body.user_id, "role": body.role, "by": actor.id}
+        hub_of(request).log.tell(connection, "administration", project.id, facts)
         return {"id": values["id"], "projectId": project.id, "userId": body.user_id, "role": body.role}
 
     return record(await hub_of(request).database.write(store), status=201)
@@ -259,6 +345,7 @@ ROUTES = [
         body=ProjectBody,
     ),
     Described("GET", "/core/projects/{id}/proposal", proposal, About()),
+    Described("POST", "/core/projects/{id}/end", end_project, About(status=202, body=EndBody)),
     *readable_routes("/core/project-nodes", PROJECT_NODE),
     *changing_routes(
         "/core/project-nodes", create=create_project_node, update=decide_project_node, remove=delete_project_node,
