@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
+import hub
+from figures import MIB, Figure, figure
 from flame.lab.federation import Federation, Outcome, Site
 
 ROUNDS = Path(__file__).parent / "programs" / "rounds.py"
-MIB = 1 << 20
 PEERS = {
     "scalar round, N=3": "Flower 7.7-9.5 s, NVFlare 2.5 s",
     "scalar round, N=10": "Flower 13.2 s, NVFlare 2.51 s",
@@ -32,21 +33,6 @@ PEERS = {
     "cold start to first result": "Flower 20-27 s, NVFlare 27-36 s",
     "idle node memory": "NVFlare, Flower <= 341 MB",
 }
-
-
-@dataclass
-class Figure:
-    name: str
-    value: float
-    min: float
-    max: float
-    unit: str
-    goal: str
-
-
-def figure(name: str, values: list[float], unit: str, goal: str, scale: float = 1.0) -> Figure:
-    scaled = [value * scale for value in values]
-    return Figure(name, round(statistics.median(scaled), 2), round(min(scaled), 2), round(max(scaled), 2), unit, goal)
 
 
 @contextmanager
@@ -190,6 +176,7 @@ MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
     "scalar10": lambda: scalar(10),
     "vector3": lambda: vector(3),
     "vector10": lambda: vector(10),
+    **hub.MEASUREMENTS,
 }
 
 
