@@ -32,6 +32,7 @@ from flame.hub.openapi import openapi_routes
 from flame.hub.problems import HANDLERS
 from flame.hub.projects.routes import ROUTES as PROJECTS
 from flame.hub.registry.routes import ROUTES as REGISTRY
+from flame.hub.relay.arriving import Arrivals
 from flame.hub.relay.channels import Channels
 from flame.hub.relay.routes import ROUTES as RELAY
 from flame.hub.relay.runs import Runs
@@ -80,10 +81,12 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
     settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = _key(settings.dir / "keys" / "hub.pem")
     database = open_database(settings)
+    objects = LocalObjects(settings.dir / "objects", bytes_max=settings.storage_bytes_max)
     hub = HubState(
         settings=settings,
         database=database,
-        objects=LocalObjects(settings.dir / "objects", bytes_max=settings.storage_bytes_max),
+        objects=objects,
+        arrivals=Arrivals(settings.dir / "objects" / "arriving", objects),
         mailbox=SqlMailbox(database),
         key=key,
         tokens=Tokens(key, settings.token_seconds, settings.refresh_seconds),
@@ -91,6 +94,7 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         channels=Channels(),
         runs=Runs(database),
     )
+    hub.runs.ended.append(hub.arrivals.run_ended)
     if database.read_blocking(is_incomplete):
         database.write_blocking(complete)
     database.read_blocking(hub.log.open)

@@ -96,7 +96,7 @@ class Recorder:
             and path != "/messenger/messages"
         ):
             return "sealed"
-        if path == "/messenger/messages" and scope["method"] == "PUT":
+        if scope["method"] == "PUT" and (path == "/messenger/messages" or path.startswith("/messenger/uploads/")):
             return "sealed"
         if path.startswith("/storage/") and path.rpartition("/")[2] in ("upload", "stream"):
             return await self._of_bucket(path.split("/"))

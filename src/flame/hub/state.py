@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flame.crypto.keys import IdentityKey
     from flame.hub.audit.log import AuditLog
     from flame.hub.identity.tokens import Tokens
+    from flame.hub.relay.arriving import Arrivals
     from flame.hub.relay.channels import Channels
     from flame.hub.relay.runs import Runs
     from flame.hub.settings import Settings
@@ -26,6 +27,7 @@ class HubState:
     settings: Settings
     database: Database
     objects: LocalObjects
+    arrivals: Arrivals
     mailbox: SqlMailbox
     key: IdentityKey
     tokens: Tokens

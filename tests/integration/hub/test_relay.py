@@ -157,10 +157,10 @@ def test_forty_megabytes_go_through_unchanged(running: tuple[Study, bytes]) -> N
     c.refused(404, "GET", path)
 
 
-def test_a_body_that_breaks_off_is_not_delivered(running: tuple[Study, bytes]) -> None:
+def test_a_body_that_breaks_off_is_announced_and_whole_only_when_it_is(running: tuple[Study, bytes]) -> None:
     study, run = running
     a, _, c = study.nodes
-    _, envelope = seal(run, a, [c.id], os.urandom(2 << 20))
+    msg_id, envelope = seal(run, a, [c.id], os.urandom(2 << 20))
 
     def broken() -> object:
         yield envelope[: 1 << 20]
@@ -170,7 +170,15 @@ def test_a_body_that_breaks_off_is_not_delivered(running: tuple[Study, bytes]) -
     with pytest.raises((ConnectionError, httpx2.HTTPError)):
         a.http.put("/messenger/messages", content=broken(), headers=headers)
     a.refused(400, "PUT", "/messenger/messages", content=envelope[:-1])
-    assert c.get("/messenger/messages") == []
+    while not (waiting := c.get("/messenger/messages")):
+        pass
+    (item,) = waiting
+    assert item["msgId"] == msg_id.hex()
+    assert a("GET", f"/messenger/uploads/{msg_id.hex()}", 200)["complete"] is False
+    assert a("PUT", "/messenger/messages", 202, content=envelope)["repeated"] is True
+    assert c("GET", f"/messenger/messages/{a.id}/{msg_id.hex()}", 200) == envelope
+    assert len(c.get("/messenger/messages")) == 1
+    c("POST", "/messenger/messages/ack", 202, json={"seqs": [item["seq"]]})
 
 
 def test_an_announcement_reaches_all_other_participants(running: tuple[Study, bytes]) -> None:

@@ -1,8 +1,9 @@
 """The bulk plane: large envelopes on a port of their own, with blocking sockets in threads.
 
-The same two requests as in `relay.routes` (PUT /messenger/messages, GET /messenger/messages/{sender}/{msg_id}), judged by the
-same code in the hub's loop; only the bytes go another way: into a file as they come, out of it by sendfile. So a round of
-many megabytes neither passes through the event loop nor delays the control channel. Nodes are told of it in Welcome.
+The same requests as in `relay.bodies` (PUT /messenger/messages, GET /messenger/messages/{sender}/{msg_id}, and
+/messenger/uploads/{msg_id} to go on after a broken line), judged by the same code in the hub's loop; only the bytes go
+another way: into a file as they come, out of it by sendfile, while it still grows if need be. So a round of many
+megabytes neither passes through the event loop nor delays the control channel. Nodes are told of it in Welcome.
 
 It speaks as much HTTP/1.1 as its only callers, nodes, do: a head of known size, Content-Length, no pipelining. A refusal
 ends its connection. Connections are bounded: one that shows no token gives way to a newer one, and one node has a share.
@@ -22,23 +23,25 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from uuid import uuid4
 
 import structlog
 
 from flame.crypto.envelope import MAX_HEADER
-from flame.hub.columns import check_id
 from flame.hub.identity.sessions import actor_of_bearer
 from flame.hub.problems import body_of, status_of
-from flame.hub.relay.bodies import store_large
-from flame.hub.relay.intake import Addressed, take_envelope
-from flame.model.errors import FlameError, Invalid, Malformed, NotAllowed, NotFound, Unavailable
+from flame.hub.relay import large
+from flame.hub.relay.intake import Addressed, node_of, store, take_envelope
+from flame.hub.relay.large import MAX_ENVELOPE, MESSAGES, UPLOADS
+from flame.model.errors import FlameError, Invalid, Malformed, NotFound, Unavailable
 from flame.protocol.control import INLINE_BYTES
-from flame.storage.mailbox import Delivery
 from flame.storage.objects import CHUNK
 
 if TYPE_CHECKING:
+    from io import FileIO
+
+    from flame.hub.relay.arriving import Arrival, Attempt
     from flame.hub.state import HubState
+    from flame.storage.mailbox import Letter
 
 T = TypeVar("T")
 
@@ -46,17 +49,16 @@ MAX_CONNECTIONS: Final = 128
 MAX_OF_A_NODE: Final = 32
 """Requests of one node at a time."""
 MAX_REQUEST_HEAD: Final = 16 << 10
-MAX_ENVELOPE: Final = 4 << 30
 IDLE_SECONDS: Final = 120.0
 HEAD_SECONDS: Final = 10.0
 """For a whole head, from its first byte; for the first head, from the connection on."""
 STOP_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 2.0
 """For reading on after a refusal, so that the caller reads the answer and not a reset."""
-_PATH: Final = "/messenger/messages"
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _REASONS: Final = {200: "OK", 202: "Accepted"}
+_NOSNIFF: Final = "X-Content-Type-Options: nosniff\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class _Head:
     length: int
     last: bool
     """The caller says that it closes after this one."""
+    range: str = ""
+    content_range: str = ""
+    prefix_digest: str = ""
 
 
 class BulkPlane:
@@ -167,9 +172,13 @@ class BulkPlane:
     def _answer(self, connection: _Connection, head: _Head) -> bool:
         """Answer one request; False when the connection cannot be used again."""
         try:
-            if head.method == "PUT" and head.path == _PATH:
+            if head.method == "PUT" and head.path == MESSAGES:
                 connection.reply(202, self._take(connection, head))
-            elif head.method == "GET" and head.path.startswith(f"{_PATH}/"):
+            elif head.method == "PUT" and head.path.startswith(f"{UPLOADS}/"):
+                connection.reply(202, self._take_on(connection, head))
+            elif head.method == "GET" and head.path.startswith(f"{UPLOADS}/"):
+                connection.reply(200, self._how_far(head))
+            elif head.method == "GET" and head.path.startswith(f"{MESSAGES}/"):
                 self._give(connection, head)
             else:
                 raise NotFound("There is no such way here: this port carries envelopes only.")
@@ -205,56 +214,102 @@ class BulkPlane:
             addressed, header = self._in_loop(take_envelope(self._hub, node, start, head.length))
             if head.length <= INLINE_BYTES:
                 body = start + connection.read(head.length - len(start))
-                letter = replace(addressed.letter, body=body)
+                addressed = Addressed(replace(addressed.letter, body=body), addressed.recipients)
+                fresh = self._in_loop(store(self._hub, addressed))
             else:
-                blob = self._spooled(connection, start)
-                letter = replace(addressed.letter, body=start[:header], blob=blob)
-            fresh = self._in_loop(store_large(self._hub, Addressed(letter, addressed.recipients)))
-        return {"messageId": letter.msg_id.hex(), "stored": True, "repeated": not fresh}
+                letter = replace(addressed.letter, body=start[:header])
+                fresh = self._take_large(connection, Addressed(letter, addressed.recipients), start)
+        return {"messageId": addressed.letter.msg_id.hex(), "stored": True, "repeated": not fresh}
 
-    def _spooled(self, connection: _Connection, start: bytes) -> str:
-        """The whole body under a name of its own, on the disk."""
-        spool = self._hub.objects.spool(hashed=False, at_most=len(start) + connection.left)
+    def _take_large(self, connection: _Connection, addressed: Addressed, start: bytes) -> bool:
+        """Announced first, so that it may be fetched while it comes. Whether it is new."""
+        letter = addressed.letter
+        attempt = self._hub.arrivals.begin(letter.sender, letter.msg_id, letter.size, letter.run)
+        announced = False
         try:
-            spool.write_blocking(start)
-            for piece in connection.pieces():
-                spool.write_blocking(piece)
-            blob = f"mail/{uuid4().hex}"
-            self._hub.objects.keep_blocking(spool.finish_blocking(), blob)
+            fresh, wanted = self._in_loop(large.announce(self._hub, addressed))
+            announced = wanted
+            if wanted:
+                attempt.write(start)
+                self._fill(connection, attempt, letter)
+            else:
+                connection.skip()
         finally:
-            self._in_loop(spool.discard())
-        return blob
+            large.leave(self._hub, attempt, letter, announced=announced)
+        return fresh
+
+    def _fill(self, connection: _Connection, attempt: Attempt, letter: Letter) -> None:
+        for piece in connection.pieces():
+            attempt.write(piece)
+        self._in_loop(large.complete(self._hub, letter, attempt.finish()))
+
+    def _take_on(self, connection: _Connection, head: _Head) -> dict[str, Any]:
+        """An upload goes on where a broken line left it."""
+        with self._place_of(head) as node:
+            msg_id = large.read_msg_id(head.path.removeprefix(f"{UPLOADS}/"))
+            where = large.read_continued(head.content_range, head.prefix_digest, head.length)
+            letter = self._in_loop(large.continued(self._hub, node, msg_id, where))
+            if letter is None:
+                connection.skip()
+                return {"messageId": msg_id.hex(), "stored": True, "repeated": True}
+            attempt = self._hub.arrivals.resume(node, msg_id, where.size, letter.run, where.offset, where.digest)
+            try:
+                self._fill(connection, attempt, letter)
+            finally:
+                attempt.leave()
+        return {"messageId": msg_id.hex(), "stored": True, "repeated": False}
+
+    def _how_far(self, head: _Head) -> dict[str, Any]:
+        with self._place_of(head) as node:
+            msg_id = large.read_msg_id(head.path.removeprefix(f"{UPLOADS}/"))
+            return self._in_loop(large.upload_state(self._hub, node, msg_id))
 
     def _give(self, connection: _Connection, head: _Head) -> None:
         with self._place_of(head) as node:
-            sender, _, text = head.path.removeprefix(f"{_PATH}/").partition("/")
-            try:
-                msg_id = bytes.fromhex(text)
-            except ValueError:
-                raise NotFound("The message was not found.") from None
-            found = self._in_loop(self._hub.mailbox.find(node, check_id(sender, "message"), msg_id))
-            if found is None:
-                raise NotFound(
-                    "The message was not found.", next_step="It was acknowledged, has expired, or is not for this node."
-                )
-            self._send(connection, found)
+            offset = large.read_range(head.range)
+            sender, msg_id = large.read_names(head.path.removeprefix(f"{MESSAGES}/"))
+            letter = self._in_loop(large.find(self._hub, node, sender, msg_id)).letter
+            if offset >= letter.size:
+                raise Malformed(f"The message has {letter.size} bytes.")
+            while not letter.is_whole:
+                arrival = self._hub.arrivals.find(sender, msg_id)
+                if (
+                    arrival is not None
+                    and arrival.beyond(offset) > offset
+                    and self._follow(connection, arrival, offset)
+                ):
+                    return
+                time.sleep(0.01 if arrival is not None and arrival.have > offset else 0)
+                letter = self._in_loop(large.wait_for_more(self._hub, node, letter, offset)).letter
+            self._send(connection, letter, offset)
 
-    def _send(self, connection: _Connection, found: Delivery) -> None:
-        letter = found.letter
+    def _follow(self, connection: _Connection, arrival: Arrival, offset: int) -> bool:
+        """Send what has come, and what comes, as it comes. False: it has just become whole, and is elsewhere."""
+        try:
+            file = arrival.path.open("rb", buffering=0)
+        except FileNotFoundError:
+            return False
+        with file:
+            connection.send_head_of(arrival.size, offset)
+            while offset < arrival.size:
+                have = arrival.beyond(offset)
+                if have <= offset:
+                    raise EOFError  # it stalls: the reader comes again for the rest
+                connection.send_file(file, offset, have)
+                offset = have
+        return True
+
+    def _send(self, connection: _Connection, letter: Letter, offset: int) -> None:
         if letter.blob is None:
-            connection.send_head(200, len(letter.body or b""))
-            connection.stream.sendall(letter.body or b"")
+            connection.send_head_of(letter.size, offset)
+            connection.stream.sendall((letter.body or b"")[offset:])
             return
         with self._hub.objects.open(letter.blob) as file:
-            connection.send_head(200, letter.size)
-            if connection.stream.sendfile(file, 0, letter.size) != letter.size:
-                raise EOFError
+            connection.send_head_of(letter.size, offset)
+            connection.send_file(file, offset, letter.size)
 
     async def _node(self, authorization: str) -> str:
-        actor = await actor_of_bearer(self._hub, authorization)
-        if actor.node is None:
-            raise NotAllowed("Only nodes use the relay.")
-        return actor.node
+        return node_of(await actor_of_bearer(self._hub, authorization))
 
     def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Raises OSError when the loop has ended or does not answer: then this connection ends, too."""
@@ -327,9 +382,17 @@ class _Connection:
             self.left -= got
             yield self._buffer[:got]
 
+    def skip(self) -> None:
+        """The rest of the body is of no use."""
+        for _ in self.pieces():
+            pass
+
     def reply(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
-        self.send_head(status, len(content), "application/json", more=content)
+        line = f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}\r\n"
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n{_NOSNIFF}"
+        end = "\r\n" if status in _REASONS else "Connection: close\r\n\r\n"
+        self.stream.sendall((line + fields + end).encode() + content)
 
     def refuse(self, error: FlameError) -> None:
         """The last answer of this connection. What still comes is read for a moment: closing before would reset it."""
@@ -341,11 +404,18 @@ class _Connection:
             if not self.stream.recv_into(self._buffer):
                 return
 
-    def send_head(self, status: int, length: int, kind: str = "application/octet-stream", more: bytes = b"") -> None:
-        line = f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}\r\n"
-        fields = f"Content-Type: {kind}\r\nContent-Length: {length}\r\nX-Content-Type-Options: nosniff\r\n"
-        end = "\r\n" if status in _REASONS else "Connection: close\r\n\r\n"
-        self.stream.sendall((line + fields + end).encode() + more)
+    def send_head_of(self, size: int, offset: int) -> None:
+        """Of a body of `size` bytes, from `offset` on."""
+        line = "HTTP/1.1 200 OK\r\n"
+        if offset:
+            line = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {offset}-{size - 1}/{size}\r\n"
+        fields = f"Content-Type: application/octet-stream\r\nContent-Length: {size - offset}\r\n{_NOSNIFF}"
+        self.stream.sendall(f"{line}{fields}\r\n".encode())
+
+    def send_file(self, file: FileIO, start: int, end: int) -> None:
+        """Raises EOFError when there is less."""
+        if self.stream.sendfile(file, start, end - start) != end - start:
+            raise EOFError
 
 
 def _parse_head(text: bytes) -> _Head:
@@ -368,7 +438,16 @@ def _parse_head(text: bytes) -> _Head:
     if not (length.isascii() and length.isdigit() and len(length) < 16):
         raise Malformed("Content-Length is not a number.")
     last = fields.get("connection", "").lower() == "close"
-    return _Head(method, path, fields.get("authorization", ""), int(length), last)
+    return _Head(
+        method,
+        path,
+        fields.get("authorization", ""),
+        int(length),
+        last,
+        range=fields.get("range", ""),
+        content_range=fields.get("content-range", ""),
+        prefix_digest=fields.get(large.PREFIX_DIGEST, ""),
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ class Runs:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[bytes, RunFacts] = {}
+        self.ended: list[Callable[[bytes], None]] = []
+        """Who else wants to hear of a run that goes on no more."""
 
     async def live(self, run: bytes) -> RunFacts:
         """Raises Refused for a run that is unknown or has ended."""
@@ -47,6 +50,11 @@ class Runs:
         return facts
 
     def forget(self, run: bytes) -> None:
+        self.forget_here(run)
+        for tell in self.ended:
+            tell(run)
+
+    def forget_here(self, run: bytes) -> None:
         self._known.pop(run, None)
 
 
