@@ -115,11 +115,17 @@ class LoginLimits:
                 raise _too_often(max(1, oldest + PERIOD - now))
         return familiar
 
-    def failed(self, connection: Connection, attempt: Attempt) -> None:
+    def failed(self, connection: Connection, attempt: Attempt) -> tuple[str, ...]:
+        """Count a failure; the limits that it has just reached, by name."""
         now = int(time.time())
         connection.execute(delete(login_failures).where(login_failures.c.at <= now - PERIOD))
         rows = [{"id": str(uuid4()), "key": key, "at": now} for key in (attempt.pair, attempt.source, attempt.account)]
         connection.execute(insert(login_failures), rows)
+        limits = {"pair": PER_PAIR, "source": PER_SOURCE, "account": PER_ACCOUNT}
+        count = select(login_failures.c.key, func.count()).group_by(login_failures.c.key)
+        keys = {getattr(attempt, name): name for name in limits}
+        found = connection.execute(count.where(login_failures.c.key.in_(keys)))
+        return tuple(sorted(keys[key] for key, failures in found if failures == limits[keys[key]]))
 
     def succeeded(self, connection: Connection, attempt: Attempt) -> None:
         """The pair starts anew, and the source is familiar from now on."""

@@ -19,6 +19,7 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    UnaryExpression,
     and_,
     asc,
     desc,
@@ -95,6 +96,8 @@ class Resource:
     json: frozenset[str] = frozenset()
     absent: frozenset[str] = frozenset()
     finish: Callable[[Row], Row] | None = None
+    key: str = "id"
+    """The column that names a row."""
 
     @property
     def plural(self) -> str:
@@ -177,8 +180,13 @@ def list_rows(connection: Connection, actor: Actor, resource: Resource, query: Q
     condition = and_(resource.readable(actor), *(_condition(actor, resource, f) for f in query.filters))
     total = connection.execute(select(func.count()).select_from(resource.table).where(condition)).scalar_one()
     chosen = resource.columns(query, query.include)
-    statement = select(*(column.label(name) for name, column in chosen.items())).where(condition)
-    statement = statement.order_by(*_order(resource, query)).limit(query.limit).offset(query.offset)
+    order = _order(resource, query)
+    # first which rows, then what is in them: counts of what belongs to a row are made for a page, not for all
+    key = resource.table.c[resource.key]
+    page = select(key).where(condition).order_by(*order).limit(query.limit).offset(query.offset)
+    keys = connection.execute(page).scalars().all()
+    statement = select(*(column.label(name) for name, column in chosen.items()))
+    statement = statement.where(key.in_(keys)).order_by(*order)
     rows = [resource.wire(row, query) for row in connection.execute(statement).mappings()]
     _include(connection, actor, resource, query, rows)
     return rows, total
@@ -241,10 +249,11 @@ def _order(resource: Resource, query: Query) -> list[ColumnElement[Any]]:
 
 def _sorted(column: ColumnElement[Any], down: bool) -> ColumnElement[Any]:
     """What has no value comes first, on PostgreSQL as on SQLite."""
-    ordered = desc(column) if down else asc(column)
+    ordered: UnaryExpression[Any] = desc(column) if down else asc(column)
     if not getattr(column, "nullable", True):
         return ordered
-    return ordered.nulls_last() if down else ordered.nulls_first()
+    placed: ColumnElement[Any] = ordered.nulls_last() if down else ordered.nulls_first()
+    return placed
 
 
 def _condition(actor: Actor, resource: Resource, wanted: Filter) -> ColumnElement[bool]:

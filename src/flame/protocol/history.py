@@ -71,7 +71,7 @@ class History:
                 self._approval(index, event)
             case "start":
                 self._start(index, event)
-            case "run-started" | "run-ended" | "refusal" | "release" | "stop":
+            case "run-started" | "run-ended" | "refusal" | "release" | "result" | "stop":
                 self._run_event(index, event)
             case "submission" | "signature" | "build" | "distribution" | "unlock":
                 self._analysis(event.subject).lines.append(Line(index, event.time, _said_of_analysis(event)))
@@ -170,6 +170,11 @@ class History:
                 ordinal = facts.get("ordinal")
                 size = f", {facts['bytes']} bytes" if "bytes" in facts else ""
                 words = f"result {ordinal} {_text(facts, 'decision')} at {name}{size}"
+            case "result":
+                words = (
+                    f"result {facts.get('ordinal')} handed over by {name}: {facts.get('bytes')} bytes sealed, "
+                    f"SHA-256 {_text(facts, 'sha256')[:_SHORT]}…"
+                )
             case _:
                 words = f"stop asked by {_text(facts, 'by')}"
         run.lines.append(Line(index, event.time, words))
@@ -212,12 +217,12 @@ def _reason(facts: dict[str, Any]) -> str:
 
 
 def _left(facts: dict[str, Any]) -> str:
-    """What the node let out during the run, from `left`: [kind, name, times, bytes] each."""
+    """What the node let out during the run, from `left`: [kind, name, times, bytes, last round] each."""
     rows = facts.get("left")
     if not isinstance(rows, list):
         return ""
-    parts = [f"{row[1] or row[0]} ×{row[2]}, {row[3]} bytes" for row in rows if isinstance(row, list) and len(row) == 4]
-    return "; ".join(parts)
+    known = [row for row in rows if isinstance(row, list) and len(row) == 5]
+    return "; ".join(f"{kind} '{name}' ×{times}, {size} bytes" for kind, name, times, size, _ in known)
 
 
 def _text(facts: dict[str, Any], name: str) -> str:

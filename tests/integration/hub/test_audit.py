@@ -165,3 +165,116 @@ def _rewrite(directory: Path) -> None:
     database.commit()
     database.close()
     assert sign_tree_head(key, TreeHead(edge.size, edge.root(), 0))
+
+
+def entries(who: Any, **wanted: str) -> list[dict[str, Any]]:
+    return who.get("/core/audit/entries", **{f"filter[{name}]": value for name, value in wanted.items()})
+
+
+def test_whatever_matters_leaves_an_entry_in_its_own_transaction(world: World) -> None:
+    """One of everything, and the log before and after: who did it, to what, and no name, address or secret."""
+    before = world.admin.get("/core/audit/head")["size"]
+    study = Study.set_up(world)
+    study.start(study.ready())
+    realm = world.realm("counted")
+    person = world.person(realm, "researcher", keys=True)
+    node = study.nodes[0]
+    steward = world.person(node.realm, "steward")
+    study.researcher.make("/core/project-members", projectId=study.project, userId=person.id, role="reader")
+    wrong = {"grant_type": "password", "username": "nobody in particular", "password": "wrong"}
+    for _ in range(12):
+        world.anonymous()("POST", "/auth/token", json=wrong)
+    spare = world.node(realm)
+    world.admin("DELETE", f"/core/nodes/{spare.id}", 202)
+    second = Study.set_up(world)
+    second.submit()
+    second.command("configurationLock")
+    place = second.place(second.nodes[0])
+    world.admin("GET", f"/core/analysis-nodes/{place['id']}", 200)
+    second.nodes[0].change(
+        f"/core/analysis-nodes/{place['id']}",
+        **second.approval(second.nodes[0], second.sign() if second.manifest()["digest"] else "", "rejected"),
+    )
+    second.command("configurationUnlock")
+    after = world.admin.get("/core/audit/head")["size"]
+    texts = world.admin.get("/core/audit/leaves", **{"from": str(before), "to": str(after)})
+    events = [json.loads(json.loads(text)["event"]) for text in texts]
+    types = {event["type"] for event in events}
+    assert {
+        "administration", "enrolment", "key", "proposal", "submission", "signature", "approval", "build",
+        "distribution", "start", "unlock", "lock-out",
+    } <= types  # fmt: skip
+    told = [event["facts"] for event in events if event["type"] == "administration"]
+    for what in ("realm", "user", "node", "enrolment token"):
+        assert any(facts.get("created") == what for facts in told), what
+    assert any(facts.get("member") == person.id for facts in told)
+    assert any(facts.get("added") == node.id for facts in told)
+    assert any(facts.get("deleted") == "node" for facts in told)
+    rejected = [e["facts"] for e in events if e["type"] == "approval" and e["facts"]["decision"] == "rejected"]
+    assert rejected and rejected[0]["signed"] is True and len(rejected[0]["approval"]) == 64
+    everything = "".join(texts)
+    for secret in (PASSWORD, "nobody in particular", "person-", "127.0.0.1", "wrong"):
+        assert secret not in everything, secret
+    assert steward.id in everything
+
+
+def test_a_repeated_decision_is_one_entry(study: Study) -> None:
+    node = study.nodes[0]
+    place = study.place(node)
+    body = study.approval(node, study.manifest()["digest"])
+    about = {"type": "approval", "subject": study.analysis}
+    node.change(f"/core/analysis-nodes/{place['id']}", **body)
+    count = len(entries(world_admin(study), **about))
+    node.change(f"/core/analysis-nodes/{place['id']}", **body)
+    assert len(entries(world_admin(study), **about)) == count
+
+
+def world_admin(study: Study) -> Any:
+    return study.world.admin
+
+
+def test_the_log_is_searched_with_the_language_of_every_list(study: Study) -> None:
+    admin = study.world.admin
+    found = entries(admin, type="approval", subject=study.analysis)
+    assert len(found) >= 2 and {row["event"]["facts"]["node"] for row in found} == {node.id for node in study.nodes}
+    assert [row["index"] for row in found] == sorted((row["index"] for row in found), reverse=True)
+    answer = admin(
+        "GET", "/core/audit/entries", 200, params={"filter[type]": "a~", "page[limit]": "2", "sort": "index"}
+    )
+    assert len(answer["data"]) == 2 and answer["meta"]["total"] > 2
+    admin.refused(400, "GET", "/core/audit/entries", params={"filter[leaf]": "x"})
+    admin.refused(400, "GET", "/core/audit/entries", params={"filter[index]": "x"})
+    one = admin.get(f"/core/audit/entries/{found[0]['index']}")
+    head = one["head"]
+    path = [bytes.fromhex(step) for step in one["proof"]]
+    verify_inclusion(bytes.fromhex(one["hash"]), one["index"], head["size"], path, bytes.fromhex(head["root"]))
+    for wrong in ("99999999", "-1", "x", "1e3"):
+        admin.refused(404, "GET", f"/core/audit/entries/{wrong}")
+
+
+def test_everybody_reads_what_is_theirs_and_checks_the_whole(study: Study) -> None:
+    world = study.world
+    own, other = study.researcher, world.person(world.realm("elsewhere"), "researcher")
+    here = world.person(study.nodes[0].realm, "auditor")
+    about = {"subject": study.analysis}
+    for reader in (own, here, study.nodes[0]):
+        assert {row["type"] for row in entries(reader, **about)} >= {"submission", "approval", "start"}
+    assert entries(other, **about) == []
+    hidden = entries(world.admin, **about)[0]["index"]
+    other.refused(404, "GET", f"/core/audit/entries/{hidden}")
+    assert {row["subject"] for row in entries(other, type="administration")} == {other.id}
+    for reader in (own, other, here, study.nodes[0]):
+        exported = reader("GET", "/core/audit/export", 200)
+        report = verify_export(exported, hub_key(study))
+        assert report.ok and report.size == len(exported["leaves"]), report.problems
+        assert report.hidden > 0, "not everything is for everybody"
+    (leaf,) = other.get("/core/audit/leaves", **{"from": str(hidden), "to": str(hidden + 1)})
+    assert set(leaf) == {"hash"}
+    world.anonymous().refused(401, "GET", "/core/audit/entries")
+
+
+def test_every_signature_is_checked_from_the_log_alone(study: Study) -> None:
+    """Whoever enrolled, registered or rotated a key stands in the log with it."""
+    study.nodes[0].make("/core/audit/events", **signed_event(study.nodes[0]))
+    report = verify_export(export(study), hub_key(study))
+    assert report.ok and report.unknown == [] and report.verified == report.size

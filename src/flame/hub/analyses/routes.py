@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -51,6 +52,7 @@ from flame.hub.nodes.routes import node_key
 from flame.hub.objects.files import FilePath, register_file
 from flame.hub.objects.resources import BUCKET, BUCKET_FILE
 from flame.hub.objects.tables import bucket_files, buckets
+from flame.hub.objects.upkeep import collect
 from flame.hub.problems import wrong
 from flame.hub.projects.resources import PROJECT
 from flame.hub.projects.routes import Slug, require_people, slug
@@ -117,8 +119,13 @@ def _values(body: AnalysisBody) -> dict[str, Any]:
 
 
 def _check_argument(value: str, path: str) -> None:
-    if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise wrong(path, "An argument holds no control characters.")
+    if any(unicodedata.category(c) in _UNSEEN for c in value):
+        raise wrong(
+            path, "An argument holds nothing that a screen does not show: no line breaks, no control characters."
+        )
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 async def create_analysis(request: Request) -> Response:
@@ -240,8 +247,7 @@ async def delete_analysis(request: Request) -> Response:
         return shown, list(files), tuple(facts.nodes)
 
     shown, files, participants = await hub.database.write(store)
-    for name in files:
-        await hub.objects.remove(f"files/{name}")
+    await collect(hub, files)
     hub.channels.changed(participants, "analysis", key)
     return record(shown, ANALYSIS, 202)
 

@@ -29,4 +29,5 @@ ENTRY = Resource(
     computed={"index": leaves.c.idx},
     secret=frozenset({"idx", "root", "nodes"}),
     finish=_readable,
+    key="idx",
 )

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flame.crypto.keys import PublicKey
-from flame.hub.authorisation import Actor
+from flame.hub.authorisation import Action, Actor, Realm, demand
 from flame.hub.columns import new_id, now
 from flame.hub.described import About, Described
 from flame.hub.identity.clients import places
@@ -29,12 +29,22 @@ from flame.hub.identity.codes import (
     redeem,
 )
 from flame.hub.identity.passwords import matches
+from flame.hub.identity.resources import SESSION
 from flame.hub.identity.sessions import actor_of, actor_of_subject, authenticate
 from flame.hub.identity.tables import clients, permissions, realms, sessions, used_assertions, users
 from flame.hub.identity.tokens import AUDIENCE, Claims, peek_subject, verify_assertion
 from flame.hub.limits import Attempt, Attempts, LoginLimits, source_of
 from flame.hub.nodes.tables import enrolments, nodes
-from flame.hub.resources import answer, read_body, read_bytes
+from flame.hub.resources import (
+    answer,
+    changing_routes,
+    get_row,
+    path_id,
+    read_body,
+    read_bytes,
+    readable_routes,
+    record,
+)
 from flame.hub.state import HubState, hub_of
 from flame.model.errors import FlameError, Invalid, NotAuthenticated, Unavailable
 
@@ -146,9 +156,16 @@ async def check_password(
         if not found:
             await matches(None, password)
         if len(fitting) != 1:
-            await hub.database.write(lambda c: login_limits.failed(c, attempt))
+            subject = found[0].id if len(found) == 1 else "unknown"
+            await hub.database.write(lambda c: _failed(hub, c, attempt, "user", subject))
             raise Invalid("The user credentials are invalid.", next_step="Check name and password.")
     return fitting[0], lambda c: login_limits.succeeded(c, attempt)
+
+
+def _failed(hub: HubState, connection: Connection, attempt: Attempt, kind: str, subject: str) -> None:
+    """Count a failed log-in; whoever is shut out by it for a while stands in the log, without the source's address."""
+    for limit in login_limits.failed(connection, attempt):
+        hub.log.tell(connection, "lock-out", subject, {"kind": kind, "limit": limit})
 
 
 def _attempt(hub: HubState, request: Request, kind: str, account: str) -> Attempt:
@@ -181,7 +198,8 @@ async def _authenticated_client(
         row = await hub.database.read(look)
         fits = await matches(row.secret_hash if row else None, wanted.client_secret)
         if not fits or row is None or "tls" in (row.auth_method, row.token_binding_method):
-            await hub.database.write(lambda c: login_limits.failed(c, attempt))
+            subject = row.id if row else "unknown"
+            await hub.database.write(lambda c: _failed(hub, c, attempt, "client", subject))
             raise NotAuthenticated(f"{_CLIENT_FAILED}.", next_step="Check client id and secret.")
     _check_grant(row, grant)
     return row, lambda c: login_limits.succeeded(c, attempt)
@@ -530,6 +548,21 @@ async def root(request: Request) -> Response:
     return answer({"timestamp": int(time.time() * 1000)})
 
 
+async def end_session(request: Request) -> Response:
+    """End a session: one's own, or as an administrator one of the realm."""
+    actor = await authenticate(request)
+    key = path_id(request, SESSION)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        shown = get_row(connection, actor, SESSION, key)
+        if shown["subject"] != actor.id:
+            demand(actor, Action.DELETE, Realm(shown["realmId"], "session"))
+        connection.execute(delete(sessions).where(sessions.c.id == key))
+        return shown
+
+    return record(await hub_of(request).database.write(store), SESSION, 202)
+
+
 # ------------------------------------------------------------------------------------------------------------ discovery
 
 
@@ -593,4 +626,6 @@ ROUTES: Final = [
     ),
     *(Described("GET", path, discovery, _PUBLIC) for path in _DISCOVERY),
     Described("GET", "/auth/jwks", jwks, _PUBLIC),
+    *readable_routes("/auth/sessions", SESSION),
+    *changing_routes("/auth/sessions", remove=end_session, resource=SESSION),
 ]  # fmt: skip

@@ -58,7 +58,7 @@ async def create_key(request: Request) -> Response:
         kind: MemberKind = "researcher" if body.kind == "sign" else "result"
         member = register_member(connection, kind, public, user=actor.id)
         connection.execute(insert(user_keys).values(**row, member=member))
-        facts = {"kind": body.kind, "fingerprint": fingerprint}
+        facts = {"kind": body.kind, "fingerprint": fingerprint, "publicKey": public}
         hub.log.tell(connection, "key", actor.id, facts)
         return get_row(connection, actor, known.USER_KEY, row["id"])
 

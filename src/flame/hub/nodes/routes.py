@@ -262,6 +262,7 @@ async def enrolment_token(request: Request) -> Response:
         connection.execute(update(enrolment_tokens).where(enrolment_tokens.c.node_id == key).values(used=True))
         values = fresh(node_id=key, token_hash=_hash(token), expires=expires, used=False)
         connection.execute(insert(enrolment_tokens).values(**values))
+        hub.log.tell(connection, "administration", key, {"created": "enrolment token", "by": actor.id})
 
     await hub.database.write(store)
     shown = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -361,7 +362,8 @@ async def confirm(request: Request) -> Response:
         member = register_member(connection, "node", waiting.public_key, node=key)
         values = {"public_key": waiting.public_key, "enrolled": True, "member": member, "updated_at": moment}
         connection.execute(update(nodes).where(nodes.c.id == key).values(**values))
-        hub.log.tell(connection, "enrolment", key, {"fingerprint": waiting.fingerprint, "by": actor.id})
+        facts = {"fingerprint": waiting.fingerprint, "publicKey": waiting.public_key, "by": actor.id}
+        hub.log.tell(connection, "enrolment", key, facts)
         return get_row(connection, actor, NODE, key)
 
     return record(await hub.database.write(store, "enrolment"), NODE, 202)
