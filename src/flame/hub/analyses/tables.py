@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, String, Table, Text, UniqueConstraint
 
 from flame.hub.columns import identifier, reference, stamps
 from flame.storage.engine import metadata
@@ -34,6 +34,7 @@ analyses = Table(
     reference("project_id", "projects.id"),
     reference("master_image_id", "master_images.id", nullable=True, cascade=False),
     *stamps(),
+    Index("ix_analyses_updated", "updated_at", "id"),
 )
 analysis_nodes = Table(
     "analysis_nodes",
