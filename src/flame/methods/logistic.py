@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
 from flame.methods.design import Design, Missing, binary_design
 from flame.methods.method import OnCovariates, Question, Result, Summary
-from flame.model.errors import Invalid, Separated, Singular
+from flame.model.errors import Invalid, Separated
 from flame.sdk.table import Table
 
 INTERCEPT = "(Intercept)"

@@ -50,6 +50,25 @@ class Result:
     scale: tuple[ColumnScale, ...] = ()
     """Not empty: estimates are per standard deviation of these columns."""
 
+    def as_text(self) -> str:
+        """Tables for a terminal."""
+        from flame.methods.rendering import as_text
+
+        return as_text(self)
+
+    def as_html(self) -> str:
+        """The same as HTML without a page around it; a notebook shows it by itself."""
+        from flame.methods.rendering import as_html
+
+        return as_html(self)
+
+    _repr_html_ = as_html
+
+    def as_json(self) -> str:
+        from flame.sdk.results import to_json
+
+        return to_json(self).decode()
+
 
 class Method(ABC, Generic[Data, State, Answer]):
     """Implement these six. ``Data`` is made once at each data node; ``State`` is a frozen dataclass at the aggregator.

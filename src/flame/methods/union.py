@@ -77,7 +77,7 @@ def number_chunks(numbers: NDArray[np.float64]) -> Chunks:
 
 def chunks_number(keys: Chunks) -> NDArray[np.float64]:
     bits = (keys[:, 0].astype(_U) << _U(32)) | keys[:, 1].astype(_U)
-    return bits.view(np.float64)
+    return np.asarray(bits.view(np.float64), dtype=np.float64)
 
 
 def _rows_of(keys: Chunks) -> NDArray[np.int64]:

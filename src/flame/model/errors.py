@@ -16,7 +16,8 @@ FlameError
 ├── Invalid                    the request itself is wrong; names the field                  400
 │   ├── Malformed              bytes that are not what they claim to be                      400
 │   └── UnfitData              what a column holds is not what the analysis needs            400
-│       └── NotNumeric, NotBinary, HasMissing, HasInfinite, Singular, Separated
+│       ├── NotNumeric, NotBinary, MixedTypes, HasMissing, HasInfinite, OutOfRange, OutOfDomain
+│       └── UnknownLevel, TooManyLevels, Singular, Separated
 ├── NotFound                   no such thing, or not visible to the actor                    404
 ├── NotAuthenticated           who are you                                                   401
 ├── Exhausted                  a quota, a disk or a cap is used up                           507
@@ -143,6 +144,36 @@ class HasInfinite(UnfitData):
     code = "has_infinite"
     says = "The column '{}' has infinite values."
     advice = "Correct it at the source, or leave it out."
+
+
+class MixedTypes(UnfitData):
+    code = "mixed_types"
+    says = "The column '{}' holds numbers at some hospitals and text at others."
+    advice = "Code '{}' alike everywhere, or name it as a category: C({})."
+
+
+class OutOfRange(UnfitData):
+    code = "out_of_range"
+    says = "The column '{}' has values outside the range that the analysis expects: another unit, or a code for unknown?"
+    advice = "Convert '{}' at the source, mark unknown values as missing, or correct the range."
+
+
+class OutOfDomain(UnfitData):
+    code = "out_of_domain"
+    says = "The column '{}' has values that the method cannot take, such as negative counts, times or weights."
+    advice = "Correct '{}' at the source, or choose another method."
+
+
+class UnknownLevel(UnfitData):
+    code = "unknown_level"
+    says = "The column '{}' has a level that is not among those that were declared."
+    advice = "Correct the spelling at the source, or declare all levels of '{}'."
+
+
+class TooManyLevels(UnfitData):
+    code = "too_many_levels"
+    says = "The column '{}' has too many different values, or too long ones, for a category."
+    advice = "Is '{}' an identifier or free text? Group its values, or use it as a number."
 
 
 class Singular(UnfitData):
