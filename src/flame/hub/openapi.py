@@ -160,7 +160,7 @@ def _enveloped(about: About) -> dict[str, Any]:
 
 
 def _refusals(route: Route, method: str, about: About) -> dict[str, Any]:
-    codes = {400, 429, 503, *about.errors} | (set() if about.public else {401, 403})
+    codes = {400, 429, 503, *about.errors} | (set() if about.public and method == "GET" else {401, 403})
     if _PARAMETER.search(route.path):
         codes.add(404)
     if method != "GET":

@@ -10,7 +10,6 @@ import msgspec
 from sqlalchemy import Connection, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from flame.crypto.canonical import canonical, parse_canonical
 from flame.crypto.keys import PublicKey
@@ -20,6 +19,7 @@ from flame.hub.analyses.resources import ANALYSIS
 from flame.hub.analyses.tables import analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
 from flame.hub.columns import now
+from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import user_keys
 from flame.hub.projects.ending import require_going
@@ -35,6 +35,28 @@ LIVE = ("ordered", "stopping")
 CLOCK_TOLERANCE = 300
 
 
+class ShownManifest(msgspec.Struct):
+    """What a locked analysis was frozen as; without a manifest, `missing` says why."""
+
+    manifest: str | None
+    digest: str | None
+    missing: list[str]
+    signature: str | None
+    signer: str | None
+
+
+class ShownRun(msgspec.Struct, rename="camel"):
+    """A start order as it was signed, and how far its run is."""
+
+    id: str
+    number: int
+    order: str
+    signature: str
+    state: str
+    manifest: str
+    created_at: str
+
+
 def read_manifest(text: str) -> Manifest:
     return Manifest.from_document(parse_canonical(text.encode()))
 
@@ -43,18 +65,15 @@ async def get_manifest(request: Request) -> Response:
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
 
-    def load(connection: Connection) -> dict[str, Any]:
+    def load(connection: Connection) -> ShownManifest:
         row = raw_row(connection, actor, ANALYSIS, key)
         if not row.configuration_locked:
             raise Conflict("The analysis configuration is not locked.", next_step="Lock it; that writes the manifest.")
         found = connection.execute(select(manifests).where(manifests.c.digest == row.manifest_digest)).first()
-        return {
-            "manifest": found.document if found else None,
-            "digest": row.manifest_digest,
-            "missing": json.loads(row.manifest_missing or "[]"),
-            "signature": found.signature if found else None,
-            "signer": found.signer if found else None,
-        }
+        missing = json.loads(row.manifest_missing or "[]")
+        if found is None:
+            return ShownManifest(None, row.manifest_digest, missing, None, None)
+        return ShownManifest(found.document, row.manifest_digest, missing, found.signature, found.signer)
 
     return record(await hub_of(request).database.read(load))
 
@@ -136,7 +155,7 @@ async def order_run(request: Request) -> Response:
     run = order.digest.hex()
     hub = hub_of(request)
 
-    def store(connection: Connection) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def store(connection: Connection) -> tuple[ShownRun, tuple[str, ...]]:
         row = raw_row(connection, actor, ANALYSIS, key)
         demand(actor, Action.SIGN, analysis_facts(connection, key))
         manifest = _current(connection, row, order.manifest)
@@ -200,18 +219,17 @@ def _check_value(parameter: Parameter, value: Any) -> None:
         )
 
 
-def _shown(row: Any) -> dict[str, Any]:
-    return {
-        "id": row.id, "number": row.number, "order": row.order, "signature": row.signature, "state": row.state,
-        "manifest": row.manifest_digest, "createdAt": row.created_at,
-    }  # fmt: skip
+def _shown(row: Any) -> ShownRun:
+    return ShownRun(
+        row.id, row.number, row.order, row.signature, row.state, row.manifest_digest, created_at=row.created_at
+    )
 
 
 async def list_runs(request: Request) -> Response:
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
 
-    def load(connection: Connection) -> list[dict[str, Any]]:
+    def load(connection: Connection) -> list[ShownRun]:
         raw_row(connection, actor, ANALYSIS, key)
         found = connection.execute(select(runs).where(runs.c.analysis_id == key).order_by(runs.c.created_at)).all()
         return [_shown(row) for row in found]
@@ -220,8 +238,8 @@ async def list_runs(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/core/analyses/{id}/manifest", get_manifest, methods=["GET"]),
-    Route("/core/analyses/{id}/manifest/signature", sign_manifest, methods=["PUT"]),
-    Route("/core/analyses/{id}/runs", order_run, methods=["POST"]),
-    Route("/core/analyses/{id}/runs", list_runs, methods=["GET"]),
+    Described("GET", "/core/analyses/{id}/manifest", get_manifest, About(ShownManifest, errors=(409,))),
+    Described("PUT", "/core/analyses/{id}/manifest/signature", sign_manifest, About(status=202, body=SignatureBody)),
+    Described("POST", "/core/analyses/{id}/runs", order_run, About(ShownRun, status=201, body=OrderBody)),
+    Described("GET", "/core/analyses/{id}/runs", list_runs, About()),
 ]
