@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,9 @@ from flame.crypto.translog import (
     inclusion_proof,
     leaf_hash,
     node_hash,
+    prove_consistency,
+    prove_inclusion,
+    root_from,
     root_of,
     sign_tree_head,
     verify_consistency,
@@ -79,6 +83,124 @@ def test_known_consistency_proof() -> None:
         "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
         "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
     ]
+
+
+def test_the_paths_of_rfc_6962() -> None:
+    """The seven leaves of RFC 6962, 2.1.3, and every path and proof that is written out there."""
+    d = [leaf_hash(f"d{number}".encode()) for number in range(7)]
+    a, b, c, d3, e, f, j = d
+    g, h, i = node_hash(a, b), node_hash(c, d3), node_hash(e, f)
+    k, left = node_hash(i, j), node_hash(g, h)
+    root = node_hash(left, k)
+    assert root_of(d) == Frontier.of(d).root() == root
+    assert inclusion_proof(d, 0, 7) == [b, h, k]
+    assert inclusion_proof(d, 3, 7) == [c, g, k]
+    assert inclusion_proof(d, 4, 7) == [f, j, left]
+    assert inclusion_proof(d, 6, 7) == [i, left]
+    assert consistency_proof(d, 3, 7) == [c, d3, g, k]
+    assert consistency_proof(d, 4, 7) == [k]
+    assert consistency_proof(d, 6, 7) == [i, j, left]
+
+
+# Certificate Transparency's own tests, of the eight leaves above: (leaf, size, path) and (old, new, proof); trillian and
+# certificate-transparency-go, merkletree.
+KNOWN_PATHS = [
+    (0, 1, []),
+    (
+        5,
+        8,
+        [
+            "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+            "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+            "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+        ],
+    ),
+    (2, 3, ["fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125"]),
+    (
+        1,
+        5,
+        [
+            "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+            "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+            "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+        ],
+    ),
+]
+KNOWN_PROOFS = [
+    (1, 1, []),
+    (
+        1,
+        8,
+        [
+            "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+            "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+            "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+        ],
+    ),
+    (
+        2,
+        5,
+        [
+            "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+            "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("index", "size", "path"), KNOWN_PATHS)
+def test_the_paths_of_certificate_transparency(index: int, size: int, path: list[str]) -> None:
+    proof = inclusion_proof(KNOWN_LEAVES, index, size)
+    assert [h.hex() for h in proof] == path
+    verify_inclusion(KNOWN_LEAVES[index], index, size, proof, bytes.fromhex(KNOWN_ROOTS[size - 1]))
+
+
+@pytest.mark.parametrize(("old", "new", "path"), KNOWN_PROOFS)
+def test_the_proofs_of_certificate_transparency(old: int, new: int, path: list[str]) -> None:
+    proof = consistency_proof(KNOWN_LEAVES, old, new)
+    assert [h.hex() for h in proof] == path
+    roots = bytes.fromhex(KNOWN_ROOTS[old - 1]), bytes.fromhex(KNOWN_ROOTS[new - 1])
+    verify_consistency(old, roots[0], new, roots[1], proof)
+
+
+class Kept:
+    """What a hub keeps: the hashes that `Frontier.grow` names, by (level, index). Counts what is read."""
+
+    def __init__(self, hashes: list[bytes]) -> None:
+        self.nodes: dict[tuple[int, int], bytes] = {}
+        self.reads: list[int] = []
+        frontier = Frontier()
+        for place, leaf in enumerate(hashes):
+            for level, node in enumerate([leaf, *frontier.grow(leaf)]):
+                self.nodes[level, place >> level] = node
+
+    def __call__(self, places: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        self.reads.append(len(places))
+        return {place: self.nodes[place] for place in places}
+
+
+@given(st.integers(1, 130), st.data())
+def test_kept_subtrees_prove_the_same(size: int, data: st.DataObject) -> None:
+    log = leaves(size)
+    index, old = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size))
+    kept = Kept(log)
+    assert prove_inclusion(kept, index, size, size) == inclusion_proof(log, index, size)
+    assert prove_consistency(kept, old, size, size) == consistency_proof(log, old, size)
+    assert root_from(kept, size) == root_of(log)
+
+
+def test_a_proof_over_a_hundred_thousand_leaves_reads_a_few_hashes() -> None:
+    """And what is kept is one hash a leaf beside the leaf's own."""
+    size = 100_003
+    log = leaves(size)
+    kept, root = Kept(log), Frontier.of(log).root()
+    assert len(kept.nodes) < 2 * size
+    for index in (0, 1, 65_535, 65_536, 99_999, size - 1):
+        verify_inclusion(log[index], index, size, prove_inclusion(kept, index, size, size), root)
+    for old in (1, 2, 65_536, 65_537, 99_999, size - 1):
+        proof = prove_consistency(kept, old, size, size)
+        verify_consistency(old, root_from(kept, old), size, root, proof)
+    assert max(kept.reads) <= 2 * size.bit_length()
 
 
 @given(st.integers(1, 200))
