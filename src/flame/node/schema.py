@@ -54,6 +54,12 @@ NODE = [
     """,
     # the size of the log in which a receipt's entry was shown to be
     "ALTER TABLE events ADD COLUMN included INTEGER NOT NULL DEFAULT 0;",
+    # what programs written for FLAME keep at this node for their project
+    """
+    CREATE TABLE local_objects(
+        handle TEXT PRIMARY KEY, project TEXT NOT NULL, analysis TEXT NOT NULL, run TEXT NOT NULL, ordinal INTEGER NOT NULL,
+        name TEXT NOT NULL, tag TEXT NOT NULL, sealed BLOB NOT NULL, saved REAL NOT NULL);
+    """,
 ]
 
 RUN_KEYS = [

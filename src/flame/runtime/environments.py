@@ -102,6 +102,11 @@ class HostEnvironment:
         return f"{PREFIX}/bin/{self.python.name}"
 
     @property
+    def has_own_sdk(self) -> bool:
+        """Whether programs find FLAME's new SDK in it, which speaks frames over the socket. Covered by the digest."""
+        return (self.site / "flame" / "sdk" / "__init__.py").is_file()
+
+    @property
     def mounts(self) -> Mapping[str, Path]:
         """Path in the sandbox -> tree on this machine, all to be mounted read-only."""
         return _mounts(self.prefix, self.site, self.system)

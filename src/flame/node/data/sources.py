@@ -3,7 +3,7 @@
 [[source]]
 name = "data"                  # what an analysis asks for
 id = "breast-cancer-2026"      # what an approval fixes; NAME-FILE if left out
-path = "/srv/flame/cohort.csv" # a .csv or .parquet file
+path = "/srv/flame/cohort.csv" # a .csv or .parquet file, or a folder (for programs that read files or FHIR)
 projects = ["<project id>"]    # or "*": every project
 public = false
 """
@@ -24,7 +24,7 @@ ANY: Final = "*"
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _KEYS: Final = ("name", "id", "path", "projects", "public")
-_KINDS: Final[dict[str, Literal["csv", "parquet"]]] = {".csv": "csv", ".parquet": "parquet"}
+_KINDS: Final[dict[str, Literal["csv", "parquet", "folder"]]] = {".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Source:
     name: str
     id: str
     path: Path
-    kind: Literal["csv", "parquet"]
+    kind: Literal["csv", "parquet", "folder"]
     projects: tuple[str, ...]
     """Ids of projects; ``*`` alone: every project."""
     public: bool
@@ -105,11 +105,11 @@ def make_source(name: str, id: str, path: Path, projects: tuple[str, ...], publi
         raise Invalid(
             f"The source's id {id[:64]!r} is not allowed.", next_step="Use letters, digits, '.', '_', '-'.", key="id"
         )
-    kind = _KINDS.get(path.suffix.lower())
+    kind = "folder" if path.is_dir() else _KINDS.get(path.suffix.lower())
     if kind is None:
         raise Invalid(
             f"The file of source '{name}' ends in neither .csv nor .parquet.",
-            next_step="Export it to one of them.",
+            next_step="Export it to one of them, or name a folder of files.",
             key="path",
         )
     if not path.is_absolute() or ".." in PurePosixPath(path).parts or not str(path).isprintable():

@@ -102,13 +102,13 @@ class Guard:
         setting = self._policy.release_final
         return Verdict(release, release.release == "hold" if setting == "manifest" else setting == "hold")
 
-    def check_log(self, level: str, template: str) -> str | None:
+    def check_log(self, level: str, template: str, *, known: bool = False) -> str | None:
         """The line that may leave; None: nothing, because the run's lines are used up or logs are not declared.
 
         The template leaves if it is a text literal of the approved code; of any other line only its level and that it
-        was written. Values never leave.
+        was written. Values never leave. known: the words are not the program's own, but an SDK's.
         """
-        line = one_line(template) if template in self._code.literals else WITHHELD
+        line = one_line(template) if known or template in self._code.literals else WITHHELD
         try:
             self.book.charge_line(len(line.encode()) + len(level))
         except ReleaseRefused:

@@ -1,7 +1,7 @@
 """The HTTP side of the run's socket: heads are read strictly, bounded and against a deadline.
 
-Only the upgrade to frames is served today; what else comes is answered by ``not_served``. FLAME's own HTTP contract
-takes that place and keeps this reader.
+Two kinds of programs meet it: our own SDK asks for an upgrade to frames; programs that were written for FLAME speak plain
+HTTP, which ``flame.node.contract`` answers. A run that does not speak FLAME's contract gets ``not_served``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from flame.model.errors import FlameError
 
 MAX_HEAD: Final = 32 << 10
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 10.0
+BODY_SECONDS: Final = 600.0
 _STEP: Final = 1 << 20
+_CHUNK_SIZE: Final = re.compile(r"([0-9A-Fa-f]{1,12})[ \t]*(;[^\r\n]*)?")
+_MAX_TRAILERS: Final = 8 << 10
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _TARGET: Final = re.compile(r"(?:https?://[^/?#\s]*)?(/[!-~]*)")
@@ -52,6 +57,44 @@ class Head:
             and self.headers.get("content-length", "0") == "0"
             and "transfer-encoding" not in self.headers
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a plain request is answered with."""
+
+    status: int
+    body: bytes | bytearray | memoryview = b""
+    content_type: str = "application/json"
+    pieces: Iterable[bytes] | None = None
+    """For a long body: its parts, together ``length`` bytes."""
+    length: int = 0
+
+    def head(self, *, close: bool) -> bytes:
+        length = self.length if self.pieces is not None else len(self.body)
+        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Answer')}"]
+        if self.status != 204:
+            lines += [f"Content-Type: {self.content_type}", f"Content-Length: {length}"]
+        lines.append(f"Connection: {'close' if close else 'keep-alive'}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+_REASONS: Final = {
+    200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    507: "Insufficient Storage",
+}
 
 
 class Inbox:
@@ -160,23 +203,68 @@ def parse_head(block: bytes) -> Head:
     return Head(parts[0], target.group(1), headers)
 
 
+def read_body(inbox: Inbox, head: Head, limit: int) -> bytearray:
+    """The body of a plain request, whole. Raises HeadError for one of more than ``limit`` bytes or without a clear length."""
+    coding = head.headers.get("transfer-encoding", "").lower()
+    length = head.headers.get("content-length")
+    if coding:
+        if coding != "chunked" or length is not None:
+            raise HeadError(400, "The body's length is not clear.")
+        return _read_chunks(inbox, limit)
+    if length is None:
+        return bytearray()
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise HeadError(400, "The header 'content-length' is no number.")
+    if int(length) > limit:
+        raise HeadError(413, f"A body of {length} bytes is longer than the {limit} that may be sent here.")
+    return inbox.body(int(length), None)
+
+
+def _read_chunks(inbox: Inbox, limit: int) -> bytearray:
+    whole = bytearray()
+    try:
+        while True:
+            line = inbox.until(b"\r\n", 256, time.monotonic() + BODY_SECONDS).decode("latin-1")
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise HeadError(400, "A chunk of the body has no size.")
+            length = int(size.group(1), 16)
+            if len(whole) + length > limit:
+                raise HeadError(413, f"The body is longer than the {limit} bytes that may be sent here.")
+            if not length:
+                break
+            whole += inbox.body(length, None)
+            if inbox.exactly(2, time.monotonic() + BODY_SECONDS) != b"\r\n":
+                raise HeadError(400, "A chunk of the body is longer than it said.")
+        while inbox.until(b"\r\n", _MAX_TRAILERS, time.monotonic() + BODY_SECONDS):
+            pass  # trailers say nothing here
+    except TimeoutError:
+        raise HeadError(408, "The body stopped in the middle.") from None
+    return whole
+
+
 def problem(status: int, code: str, message: str, next_step: str = "") -> bytes:
     """A whole response that closes the connection: a JSON problem in the form that FLAME's clients read."""
     body = json.dumps({"statusCode": status, "code": code, "message": message, "nextStep": next_step}).encode()
-    reason = {400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
     head = (
-        f"HTTP/1.1 {status} {reason.get(status, 'Service Unavailable')}\r\nContent-Type: application/problem+json\r\n"
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Service Unavailable')}\r\nContent-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+def refused(error: FlameError) -> Response:
+    """An error of ours as a response that leaves the connection open."""
+    body = {"statusCode": error.status, "code": error.code, "message": error.message, "nextStep": error.next_step}
+    return Response(error.status, json.dumps(body).encode(), "application/problem+json")
 
 
 def not_served(head: Head) -> bytes:
     return problem(
         404,
         "entity_not_found",
-        "This node does not serve plain HTTP to programs yet.",
-        "Use flame.connect() in the program.",
+        "This run's environment holds FLAME's new SDK, so its node does not speak plain HTTP with it.",
+        "Use flame.connect() in the program, or an environment with the original SDK.",
     )
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from flame.node.gateway.http import Head, Response
 from flame.wire.gateway import Fail, Message, Table, Welcome
 from flame.wire.values import Buffer
 
@@ -78,3 +79,13 @@ class RunSide(Protocol):
     def max_body(self) -> int:
         """The largest body that any release of this manifest may have, in bytes."""
         ...
+
+
+class PlainSide(Protocol):
+    """What answers a program that speaks plain HTTP. Raises FlameError, which becomes a problem document."""
+
+    def max_body(self, head: Head) -> int:
+        """The largest body that this request may have, in bytes."""
+        ...
+
+    def answer(self, head: Head, body: bytearray, cancelled: Cancelled) -> Response: ...

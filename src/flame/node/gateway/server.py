@@ -23,8 +23,19 @@ from typing import Any, Final
 import msgspec
 
 from flame.model.errors import Conflict, FlameError, Malformed, Unavailable
-from flame.node.gateway.http import HEAD_SECONDS, HeadError, Inbox, not_served, problem, read_head
-from flame.node.gateway.port import Cancelled, RunSide
+from flame.node.gateway.http import (
+    HEAD_SECONDS,
+    Head,
+    HeadError,
+    Inbox,
+    Response,
+    not_served,
+    problem,
+    read_body,
+    read_head,
+    refused,
+)
+from flame.node.gateway.port import Cancelled, PlainSide, RunSide
 from flame.node.gateway.requests import check_hello, check_request
 from flame.wire.gateway import (
     MAX_HEAD,
@@ -71,9 +82,11 @@ _Answer = tuple[Reply, Sequence[Buffer]]
 class Gateway:
     """Serves one run at ``directory``/gateway.sock until it is closed."""
 
-    def __init__(self, directory: Path, side: RunSide) -> None:
+    def __init__(self, directory: Path, side: RunSide, plain: PlainSide | None = None) -> None:
+        """plain: what answers programs that speak HTTP, where the run's environment is one for such programs."""
         self._path = directory / SOCKET
         self._side = side
+        self._plain = plain
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -147,7 +160,7 @@ class Gateway:
         with self._lock:
             if self._closed or len(self._sessions) >= MAX_CONNECTIONS:
                 return False
-            session = _Session(stream, self._side, self._slots, self._hangups, self._spare)
+            session = _Session(stream, self._side, self._plain, self._slots, self._hangups, self._spare)
             self._sessions.add(session)
         self._start(lambda: self._serve(session), "gateway-run")
         return True
@@ -184,12 +197,19 @@ class _Session:
     """One connection of the program."""
 
     def __init__(
-        self, stream: socket.socket, side: RunSide, slots: threading.Semaphore, hangups: _Hangups, spare: _Spare
+        self,
+        stream: socket.socket,
+        side: RunSide,
+        plain: PlainSide | None,
+        slots: threading.Semaphore,
+        hangups: _Hangups,
+        spare: _Spare,
     ) -> None:
         self._stream = stream
         self._inbox = Inbox(stream)
         self._connection = Connection(stream)
         self._side = side
+        self._plain = plain
         self._slots = slots
         self._hangups = hangups
         self._spare = spare
@@ -211,7 +231,10 @@ class _Session:
             self._write(problem(error.status, "bad_request", error.message, "Send a plain HTTP/1.1 request."))
             return
         if not head.asks_for_frames:
-            self._write(not_served(head))
+            if self._plain is None:
+                self._write(not_served(head))
+            else:
+                self._requests(head, self._plain)
             return
         self._write(UPGRADED)
         try:
@@ -243,6 +266,40 @@ class _Session:
                 del body  # a table or a total is not kept while the program computes
             finally:
                 self._slots.release()
+
+    def _requests(self, head: Head, plain: PlainSide) -> None:
+        """Plain requests, one after the other, until one says that it is the last."""
+        try:
+            while True:
+                close = "close" in head.headers.get("connection", "").lower()
+                if head.headers.get("expect", "").lower() == "100-continue":
+                    self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                body = read_body(self._inbox, head, plain.max_body(head))
+                response = self._answer(head, body, plain)
+                del body
+                self._respond(response, close=close)
+                if close:
+                    return
+                self._inbox.wait()
+                head = read_head(self._inbox)
+        except HeadError as error:
+            self._write(problem(error.status, "bad_request", error.message, "Correct the request."))
+
+    def _answer(self, head: Head, body: bytearray, plain: PlainSide) -> Response:
+        try:
+            with self._waiting():
+                return plain.answer(head, body, self._cancelled)
+        except FlameError as error:
+            return refused(error)
+        except Exception:  # noqa: BLE001 - as in ``_answered``
+            _log.exception("The node failed on a plain request of a program.")
+            return refused(FlameError("The node could not do this because of an error of its own."))
+
+    def _respond(self, response: Response, *, close: bool) -> None:
+        self._stream.settimeout(None)
+        self._stream.sendall(response.head(close=close))
+        for piece in response.pieces if response.pieces is not None else (response.body,):
+            self._stream.sendall(piece)
 
     def _hello(self) -> Welcome:
         request, size = self._read_head()

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from flame.crypto.counters import Arrival, Counter, accept, judge, keep_waiting
 from flame.crypto.envelope import Head, HeadFields, Opener, RecipientKey, Sealer
 from flame.model.errors import FlameError, Refused, RunFailed, Unavailable
 from flame.node.hooks import UNSEALED, hook
+from flame.node.link import Unbroken
 from flame.protocol.control import INLINE_BYTES, Deliver
 from flame.protocol.payload import Label, prefix, split
 from flame.storage.failpoints import declare, reached
@@ -163,14 +165,29 @@ class Channel:
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    def send(self, key: str, type_: str, round_: int, label: Label, to: Sequence[str], body: Buffer) -> bytes:
+    def send(
+        self,
+        key: str,
+        type_: str,
+        round_: int,
+        label: Label,
+        to: Sequence[str],
+        body: Buffer,
+        *,
+        same_as: Buffer | None = None,
+    ) -> bytes:
         """Seal a message to participants; returns its id once it is durable here (a large one: once the hub has it).
 
-        ``key``: what the program would send again after a restart under the same name. Blocks until the recipients
-        have announced themselves. Raises RunFailed when a restarted program sends something else.
+        ``key``: what the program would send again after a restart under the same name. ``same_as``: by which it is then
+        known to be the same, where the body itself holds times or random ids. Blocks until the recipients have announced
+        themselves. Raises RunFailed when a restarted program sends something else.
         """
         recipients = {node: self.parties.key_of(node, self.deadline) for node in to}
-        return self._send(key, type_, round_, label, recipients, body)
+        return self._send(key, type_, round_, label, recipients, body, same_as)
+
+    def id_of(self, key: str) -> bytes:
+        """The id that a message has which is sent under this key."""
+        return _message_id(self.run, self.node, key)
 
     def send_to_people(self, key: str, label: Label, keys: dict[str, bytes], body: Buffer) -> bytes:
         """Seal a result to people's result keys; returns the envelope, the same one whenever it is asked again."""
@@ -198,14 +215,22 @@ class Channel:
             return self._storage_key.open(known[1], self._context(b"outbox"))
 
     def _send(
-        self, key: str, type_: str, round_: int, label: Label, recipients: dict[str, bytes], body: Buffer
+        self,
+        key: str,
+        type_: str,
+        round_: int,
+        label: Label,
+        recipients: dict[str, bytes],
+        body: Buffer,
+        same_as: Buffer | None = None,
     ) -> bytes:
         head = prefix(label)
-        digest = self._mark(key, head, body)
+        large = len(head) + len(body) > INLINE_BYTES // 2
+        # a large one may have to be encrypted again, with the same key: then it must be the same to the last byte
+        digest = self._mark(key, head, body if same_as is None or large else same_as)
         msg_id = _message_id(self.run, self.node, key)
         with self._sending:
             known = self._in_outbox(key, digest)
-            large = len(head) + len(body) > INLINE_BYTES // 2
             if known is None:
                 if self._unsealed:
                     self._hand_over_in_clear(key, head + bytes(body))
@@ -233,7 +258,7 @@ class Channel:
             elif large:
                 sealer = Sealer.restore(self._identity, self._storage_key.open(known[1], self._context(b"outbox")))
         if large:
-            self._put_large(sealer, [memoryview(head), memoryview(body)])
+            self._put_large(sealer, [memoryview(head), memoryview(body)], begun=known is not None)
         return msg_id
 
     def _hand_over_in_clear(self, key: str, plain: bytes) -> None:
@@ -348,19 +373,17 @@ class Channel:
         if not future.cancelled() and isinstance(error := future.exception(), FlameError):
             self._on_refused(error)
 
-    def _put_large(self, sealer: Sealer, parts: list[memoryview]) -> None:
-        """Over as many connections as it takes, until the run ends."""
-        delay = 0.05
+    def _put_large(self, sealer: Sealer, parts: list[memoryview], *, begun: bool) -> None:
+        """Over as many connections as it takes, until the run ends; each goes on where the one before it broke."""
+        pause = _Pause(self)
         while True:
             try:
+                if begun:
+                    return self._bulk.put_on(sealer.head.msg_id, sealer.length, lambda: sealer.stream(_Joined(parts)))
+                begun = True
                 return self._bulk.put("/messenger/messages", sealer.length, sealer.stream(_Joined(parts)))
-            except Unavailable:
-                self._check_open()
-                if time.monotonic() > self.deadline:
-                    raise
-                with self._arrived:
-                    self._arrived.wait(delay)
-                delay = min(2 * delay, 5.0)
+            except Unavailable as error:
+                pause(error)
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -589,21 +612,11 @@ class Channel:
             if kept is not None and kept[0] == item.place:
                 self._fetched = None
                 return kept[1]
-        party = self.parties[item.sender]
-        delay = 0.05
-        while True:
-            try:
-                with self._bulk.get(f"/messenger/messages/{item.sender}/{item.msg_id.hex()}") as stream:
-                    return self._open_large(item, party, _Unbroken(stream))
-            except Unavailable:
-                self._check_open()
-                if time.monotonic() > self.deadline:
-                    raise
-                with self._arrived:
-                    self._arrived.wait(delay)
-                delay = min(2 * delay, 5.0)
+        path = f"/messenger/messages/{item.sender}/{item.msg_id.hex()}"
+        with closing(Unbroken(self._bulk, path, _Pause(self))) as stream:
+            return self._open_large(item, self.parties[item.sender], stream)
 
-    def _open_large(self, item: Item, party: Party, stream: _Unbroken) -> bytearray:
+    def _open_large(self, item: Item, party: Party, stream: Unbroken) -> bytearray:
         header = envelope.Header.read(stream)
         if header.core != item.core:
             raise Refused(
@@ -646,19 +659,21 @@ class Channel:
         return what + b"\0" + self._run
 
 
-class _Unbroken:
-    """A body from the hub: where it breaks off, it is fetched again."""
+class _Pause:
+    """Between two attempts, each a little longer than the one before; over when the run is."""
 
-    def __init__(self, stream: envelope.Source) -> None:
-        self._stream = stream
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._delay = 0.05
 
-    def readinto(self, buffer: Any) -> int:
-        n = self._stream.readinto(buffer)
-        if not n and len(buffer):
-            raise Unavailable(
-                "The line broke while an envelope was fetched.", next_step="The node tries again by itself."
-            )
-        return n or 0
+    def __call__(self, why: Unavailable) -> None:
+        channel = self._channel
+        channel._check_open()
+        if time.monotonic() > channel.deadline:
+            raise why
+        with channel._arrived:
+            channel._arrived.wait(self._delay)
+        self._delay = min(2 * self._delay, 5.0)
 
 
 class _Joined:

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -33,6 +33,10 @@ from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import parse_time
 from flame.protocol.payload import Label
 from flame.storage.failpoints import declare, reached
+
+if TYPE_CHECKING:
+    from flame.node.contract import ContractRun
+    from flame.node.egress.guard import Guard
 
 JOIN_SECONDS = 120.0
 FINISH_GRACE = 15.0
@@ -96,6 +100,7 @@ class ActiveRun:
         self._side: Side | None = None
         self._running: Any = None
         self._gateway: Any = None
+        self._contract: ContractRun | None = None
         self._finished = asyncio.Event()
         self._failure: tuple[str, str] | None = None
         self._results = 0
@@ -210,7 +215,9 @@ class ActiveRun:
                     "run-started", self.order.id, manifest=digest(self.order.manifest).hex(), **facts
                 )
             case Do.LOG_END:
-                await self._events.add_once("run-ended", self.order.id, state=self.run.state.value, code=self.run.code)
+                left = await self._context.journal.read(lambda c: c.execute(_LEFT, (self.order.id,)).fetchall())
+                facts = {"state": self.run.state.value, "code": self.run.code, "left": [list(row) for row in left]}
+                await self._events.add_once("run-ended", self.order.id, **facts)
             case Do.LOG_REFUSAL:
                 await self._events.add_once(
                     "refusal", self.order.id, manifest=digest(self.order.manifest).hex(), code=self.run.code
@@ -482,35 +489,42 @@ class ActiveRun:
 
         manifest, start, prepared, channel = self._manifest, self._start, self._prepared, self._channel
         assert manifest is not None and start is not None and prepared is not None and channel is not None
+        guard = Guard(
+            manifest,
+            self._context.node,
+            self._context.policy,
+            code=await asyncio.to_thread(read_code, prepared.code, manifest),
+        )
+        outlets = self._outlets()
         self._side = Side(
             manifest=manifest,
             run=self.order.id,
             node=self._context.node,
             parameters=verification.resolve_parameters(manifest, start.parameters),
             channel=channel,
-            guard=Guard(
-                manifest,
-                self._context.node,
-                self._context.policy,
-                code=await asyncio.to_thread(read_code, prepared.code, manifest),
-            ),
+            guard=guard,
             snapshots=prepared.snapshots,
-            outlets=self._outlets(),
+            outlets=outlets,
         )
-        self._gateway = Gateway(self.folder.gateway, self._side)
+        command: tuple[str, ...] = ("-u", f"/code/{manifest.entrypoint}", *manifest.arguments)
+        variables = {"FLAME_GATEWAY": f"{GATEWAY}/gateway.sock"}
+        if not prepared.environment.has_own_sdk:
+            self._contract = self._speak_contract(manifest, prepared, channel, guard, self._side)
+            command, variables = self._contract.command(GATEWAY, command), self._contract.variables()
+        self._gateway = Gateway(self.folder.gateway, self._side, self._contract.routes if self._contract else None)
         limits = manifest.resources
         spec = RunSpec(
             run=self.order.id[:32],
             environment=prepared.environment,
             code=prepared.code,
             gateway=self.folder.gateway,
-            command=("-u", f"/code/{manifest.entrypoint}", *manifest.arguments),
+            command=command,
             work=self.folder.work,
-            variables={"FLAME_GATEWAY": f"{GATEWAY}/gateway.sock"},
+            variables=variables,
             limits=Limits(
                 memory_bytes=limits.memory_bytes,
                 cpus=limits.cpu,
-                processes=limits.processes,
+                processes=limits.processes + (self._contract is not None),  # the relay's
                 disk_bytes=limits.disk_bytes,
                 seconds=limits.runtime_seconds,
             ),
@@ -522,10 +536,44 @@ class ActiveRun:
             return
         self.feed(life.SandboxVerified())
 
+    def _speak_contract(
+        self, manifest: Manifest, prepared: Prepared, channel: Channel, guard: Guard, side: Side
+    ) -> ContractRun:
+        """The environment holds no SDK of ours: its programs speak FLAME's own contract, if any."""
+        from flame.node.contract import ContractRun
+
+        return ContractRun(
+            self._context,
+            manifest,
+            self.order.id,
+            side=side,
+            channel=channel,
+            guard=guard,
+            folder=self.folder.gateway,
+            tables=prepared.snapshots,
+            folders=prepared.folders,
+        )
+
     async def _open(self) -> None:
+        if self._contract is not None:
+            self._contract.open()
+            self._spawn(self._watch_contract(self._contract))
         self._gateway.open()
         await self._running.release()
         self._spawn(self._watch())
+
+    async def _watch_contract(self, contract: ContractRun) -> None:
+        """A program of FLAME's contract says by its health that it has ended; its process never does."""
+        end = await contract.watch()
+        if not end.failure:
+            self._finished.set()
+            return
+        self._keep(end.failure)
+        await asyncio.to_thread(self._tell_crash, contract)
+
+    def _tell_crash(self, contract: ContractRun) -> None:
+        assert self._side is not None
+        self._side.fail(contract.failure_in(self._running.tail(MAX_OUTPUT)))
 
     async def _watch(self) -> None:
         """The program's end, however it comes; a program that has finished may not linger."""
@@ -533,13 +581,17 @@ class ActiveRun:
         finished = asyncio.create_task(self._finished.wait())
         await asyncio.wait({ended, finished}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            await asyncio.wait({ended}, timeout=FINISH_GRACE)
+            if self._contract is None:
+                await asyncio.wait({ended}, timeout=FINISH_GRACE)
             if not ended.done():
                 await self._running.stop(1)
         finished.cancel()
         end = await ended
         waited = self._side.waits_for if self._side else ""
         self._keep_output()
+        if self._contract is not None and end.reason == "exited" and end.exit_code and self._failure is None:
+            await asyncio.to_thread(self._tell_crash, self._contract)
+            await self._finished.wait()
         if self._failure is not None:
             self.feed(life.ProgramFailed(*self._failure))
         elif self._finished.is_set() or (end.exit_code == 0 and end.reason == "exited"):
@@ -646,7 +698,7 @@ class ActiveRun:
     async def _upload_results(self) -> None:
         while True:
             try:
-                return await upload_released(self._context, self.order.id, self.order.analysis)
+                return await upload_released(self._context, self._events, self.order.id, self.order.analysis)
             except Unavailable as error:
                 log.warning("run %s: the result waits: %s", self.order.id[:12], error)
                 await self._hub_again()
@@ -657,6 +709,8 @@ class ActiveRun:
         for task in self._before_release:  # a sandbox that is being started works in the folder that is removed next
             task.cancel()
         await asyncio.gather(*self._before_release, return_exceptions=True)
+        if self._contract is not None:
+            self._contract.close()
         if self._gateway is not None:
             await asyncio.to_thread(self._gateway.close)
         if self._running is not None:
@@ -702,6 +756,8 @@ class ActiveRun:
                 self._channel.sender_ended(sender)
             else:  # while the channel is being loaded after a restart
                 self._ended_senders.add(sender)
+            if self._contract is not None:
+                self._contract.partner_ended(sender)
             return
         self.feed(life.PeerEnded(participant.name if participant else sender, said.get("reason", "")[:2000]))
 
@@ -750,8 +806,15 @@ async def report(context: Context, order: Order, run: Run, progress: int) -> Non
     await context.journal.execute("UPDATE runs SET reported = ? WHERE id = ?", run.state.value, order.id)
 
 
-async def upload_released(context: Context, run: str, analysis: str) -> None:
-    """Upload what has been released and is not at the hub yet. The same file twice is no error."""
+_LEFT = "SELECT kind, name, count(*), sum(bytes), max(round) FROM releases WHERE run = ? GROUP BY kind, name ORDER BY kind, name"
+"""What a run let out, summed up for the log: how often, how many bytes, up to which round."""
+
+
+async def upload_released(context: Context, events: Events, run: str, analysis: str) -> None:
+    """Upload what has been released and is not at the hub yet. The same file twice is no error.
+
+    The log gets the digest of the sealed file, which tells nothing about its content and binds it.
+    """
     rows = await context.journal.rows(
         "SELECT ordinal FROM results WHERE run = ? AND state = 'released' ORDER BY ordinal", run
     )
@@ -770,6 +833,8 @@ async def upload_released(context: Context, run: str, analysis: str) -> None:
         )
         content = context.storage_key.open(bytes(sealed), b"outbox\0" + bytes.fromhex(run))
         await _upload_once(context, str(buckets[0]["bucketId"]), f"{run[:12]}-{ordinal + 1}.flame", content)
+        sealed_digest = hashlib.sha256(content).hexdigest()
+        await events.add("result", run, ordinal=ordinal, bytes=len(content), sha256=sealed_digest)
         await context.journal.execute(
             "UPDATE results SET state = 'uploaded' WHERE run = ? AND ordinal = ?", run, ordinal
         )

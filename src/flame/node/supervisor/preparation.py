@@ -26,6 +26,7 @@ from flame.node.supervisor.side import Snapshot
 
 if TYPE_CHECKING:
     from flame.model.manifest import DataRequest, Manifest
+    from flame.node.data.folder import FolderSnapshot
     from flame.node.data.sources import Source
     from flame.runtime.environments import HostEnvironment
 
@@ -35,6 +36,7 @@ class Prepared:
     environment: HostEnvironment
     code: Path
     snapshots: Mapping[str, Snapshot]
+    folders: Mapping[str, FolderSnapshot]
     facts: Mapping[str, Any]
     """Digests for the start leaf."""
 
@@ -96,7 +98,9 @@ async def prepare(context: Context, manifest: Manifest, folder: RunFolder) -> Pr
             raise part
     assert not isinstance(environment, BaseException) and not isinstance(snapshots, BaseException)
     facts = {"environment": environment.digest, "data": {name: facts for name, (_, facts) in snapshots.items()}}
-    return Prepared(environment, folder.code, {name: snapshot for name, (snapshot, _) in snapshots.items()}, facts)
+    tables = {name: snapshot for name, (snapshot, _) in snapshots.items() if isinstance(snapshot, Snapshot)}
+    folders = {name: snapshot for name, (snapshot, _) in snapshots.items() if not isinstance(snapshot, Snapshot)}
+    return Prepared(environment, folder.code, tables, folders, facts)
 
 
 def check_isolation(context: Context, manifest: Manifest) -> None:
@@ -147,11 +151,15 @@ def _write(path: Path, content: bytes) -> None:
     path.chmod(0o444)
 
 
-async def _data(context: Context, manifest: Manifest, folder: RunFolder) -> dict[str, tuple[Snapshot, dict[str, Any]]]:
+_Frozen = tuple["Snapshot | FolderSnapshot", dict[str, Any]]
+
+
+async def _data(context: Context, manifest: Manifest, folder: RunFolder) -> dict[str, _Frozen]:
+    from flame.node.contract.local import SOURCE
     from flame.node.data.sources import read_sources
 
-    found: dict[str, tuple[Snapshot, dict[str, Any]]] = {}
-    wanted = manifest.sources_of(context.node)
+    found: dict[str, _Frozen] = {}
+    wanted = [request for request in manifest.sources_of(context.node) if request.source != SOURCE]
     if not wanted:
         return found
     sources = read_sources(context.layout.sources)
@@ -190,10 +198,12 @@ def _without_content(error: FlameError, request: DataRequest, folder: RunFolder)
     )
 
 
-def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> tuple[Snapshot, dict[str, Any]]:
+def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> _Frozen:
     """Read once. A restarted run finds what was frozen at its start, and nothing newer."""
     from flame.node.data import snapshot as data
 
+    if source.kind == "folder":
+        return _freeze_folder(source, request, folder)
     path, facts_path = folder.data / f"{source.name}.value", folder.data / f"{source.name}.json"
     if facts_path.exists():
         frozen = msgspec.json.decode(facts_path.read_bytes(), type=data.Snapshot)
@@ -211,6 +221,25 @@ def _freeze(source: Source, request: DataRequest, folder: RunFolder) -> tuple[Sn
         "snapshot": frozen.snapshot_sha256,
     }  # how many patients is not the hub's to know
     return Snapshot(frozen.rows, tuple(frozen.columns), path.read_bytes), facts
+
+
+def _freeze_folder(source: Source, request: DataRequest, folder: RunFolder) -> _Frozen:
+    from flame.node.data.folder import FolderSnapshot, freeze_folder
+
+    if request.columns:
+        raise Refused(
+            f"The source '{request.source}' of this hospital is a folder of files, which has no columns.",
+            next_step="Leave 'columns' out of [[data]] in flame.toml.",
+        )
+    path = folder.data / f"{source.name}.folder.json"
+    if path.exists():
+        frozen = msgspec.json.decode(path.read_bytes(), type=FolderSnapshot)
+    else:
+        frozen = freeze_folder(source.path, request.min_rows)
+        temporary = path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(frozen))
+        temporary.replace(path)
+    return frozen, {"snapshot": frozen.sha256}
 
 
 def explain_failure(error: BaseException) -> tuple[str, str]:

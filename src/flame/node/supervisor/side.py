@@ -50,6 +50,9 @@ class Outlets:
     """Reason and code, in words that may leave."""
 
 
+_DIVERGED = "The program was started again and sent something else than before; what has left cannot be taken back."
+
+
 def _noting(method: Callable[Concatenate[Side, P], T]) -> Callable[Concatenate[Side, P], T]:
     """Remember what the node refused last: its own words may leave when the program dies of them."""
 
@@ -178,8 +181,9 @@ class Side:
         _, body = self._channel.body(item)
         return Message(item.msg_id.hex(), item.sender, category), [body]
 
-    def log(self, level: str, template: str, values: Mapping[str, str]) -> None:
-        line = self._guard.check_log(level, template)
+    def log(self, level: str, template: str, values: Mapping[str, str], *, own: bool = False) -> None:
+        """own: a line whose words are those of the platform or of the original SDK, known beforehand."""
+        line = self._guard.check_log(level, template, known=own)
         self._outlets.keep(f"[{level}] {_filled(template, values)}")
         if line is not None:
             self._outlets.log(level, line)
@@ -206,6 +210,13 @@ class Side:
             self._outlets.failed(self._refusal_in_words(known), known.code)
         else:
             self._outlets.failed(_in_words(said or {}), str((said or {}).get("code") or "program_failed"))
+
+    def refuse(self, error: FlameError) -> None:
+        """End a program that cannot be told of a refusal in a way that it would act on."""
+        self._outlets.keep(f"[refused] {error}")
+        self.last_given = (str(error.fields["name"]),) if "name" in error.fields else ()
+        said = self._refusal_in_words(error) if error.code != "diverged" else _DIVERGED
+        self._outlets.failed(said, error.code)
 
     def _refusal_in_words(self, error: FlameError) -> str:
         """What may leave of a refusal.
