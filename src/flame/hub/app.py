@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from flame.crypto.keys import IdentityKey
 from flame.hub.analyses import commands
 from flame.hub.analyses.routes import ROUTES as ANALYSES
 from flame.hub.audit.log import AuditLog, complete, is_incomplete
 from flame.hub.audit.routes import ROUTES as AUDIT
+from flame.hub.described import About, Described
 from flame.hub.housekeeping import keep_tidy, tidy_up
 from flame.hub.identity.first_start import first_start
 from flame.hub.identity.routes import ROUTES as IDENTITY
@@ -56,6 +57,8 @@ async def healthz(request: Request) -> Response:
     return answer({"ok": True})
 
 
+ROOTS = ("/", "/core", "/core/", "/storage", "/storage/", "/messenger/", "/telemetry", "/telemetry/")
+
 ROUTES: list[BaseRoute] = [
     *IDENTITY,
     *NODES,
@@ -67,8 +70,8 @@ ROUTES: list[BaseRoute] = [
     *TELEMETRY,
     *RELAY,
     *AUDIT,
-    *(Route(path, root, methods=["GET"]) for path in ("/", "/core/", "/storage/", "/messenger/", "/telemetry/")),
-    Route("/healthz", healthz, methods=["GET"]),
+    *(Described("GET", path, root, About(shape="flat", public=True)) for path in ROOTS),
+    Described("GET", "/healthz", healthz, About(shape="flat", public=True)),
 ]
 ROUTES += openapi_routes(ROUTES)
 

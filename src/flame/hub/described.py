@@ -36,6 +36,8 @@ class About:
     query: Mapping[str, Any] = field(default_factory=dict)
     media: Sequence[str] = ("application/octet-stream",)
     public: bool = False
+    partial: bool = False
+    """A part of the bytes is given on demand (206)."""
     errors: Sequence[int] = ()
     """Beside those of every route: 400, 401, 403, 404, 409, 413, 429, 503, 507 as far as they can come."""
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Boolean, ColumnElement, Integer, LargeBinary
+from sqlalchemy import Boolean, ColumnElement, Integer
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -116,7 +116,7 @@ def _operation(route: Route, method: str, about: About) -> dict[str, Any]:
         "operationId": f"{method.lower()}{_PARAMETER.sub('_by_', route.path).replace('/', '_').replace('-', '_')}",
         "tags": [route.path.split("/")[1] or "hub"],
         "summary": (inspect.getdoc(route.endpoint) or route.name.replace("_", " ")).split("\n\n")[0].replace("\n", " "),
-        "responses": {str(about.status): _answer(about)} | _refusals(route, method, about),
+        "responses": {code: _answer(about) for code in _good(about)} | _refusals(route, method, about),
         "security": [] if about.public else [{"bearer": []}],
     }
     if path or query:
@@ -124,6 +124,10 @@ def _operation(route: Route, method: str, about: About) -> dict[str, Any]:
     if about.body is not None:
         operation["requestBody"] = {"required": True, "content": _body(about)}
     return operation
+
+
+def _good(about: About) -> list[str]:
+    return [str(about.status), *(["206"] if about.partial else [])]
 
 
 def _body(about: About) -> dict[str, Any]:
@@ -194,8 +198,6 @@ def _field(column: ColumnElement[Any]) -> dict[str, Any]:
         kind = "boolean"
     elif isinstance(column.type, Integer):
         kind = "integer"
-    elif isinstance(column.type, LargeBinary):
-        raise TypeError(f"{column} does not belong on the wire.")
     return {"type": [kind, "null"] if getattr(column, "nullable", True) else kind}
 
 

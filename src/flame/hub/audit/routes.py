@@ -13,19 +13,19 @@ import msgspec
 from sqlalchemy import Connection, select
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from flame.crypto.signatures import verify_event
 from flame.hub.audit import log
 from flame.hub.audit.resources import ENTRY
 from flame.hub.audit.tables import leaves
 from flame.hub.authorisation import Actor, readable_log
+from flame.hub.described import About, Described, in_query
 from flame.hub.identity.sessions import authenticate
 from flame.hub.members.routes import keep_endorsement
 from flame.hub.nodes.routes import node_key
 from flame.hub.problems import wrong
 from flame.hub.query import parse
-from flame.hub.resources import answer, collection, list_rows, read_body, record
+from flame.hub.resources import answer, asked_of, collection, list_rows, read_body, record
 from flame.hub.state import HubState, hub_of
 from flame.model.errors import BadSignature, Malformed, NotAllowed, NotFound
 from flame.protocol.audit import Entry, export_end, export_entry, export_start
@@ -174,13 +174,15 @@ def _number(request: Request, name: str) -> int:
     return int(text)
 
 
+_COUNT = in_query("integer", minimum=0)
+
 ROUTES = [
-    Route("/core/audit/events", post_event, methods=["POST"]),
-    Route("/core/audit/head", head, methods=["GET"]),
-    Route("/core/audit/leaves", get_leaves, methods=["GET"]),
-    Route("/core/audit/entries", entries, methods=["GET"]),
-    Route("/core/audit/entries/{index}", entry, methods=["GET"]),
-    Route("/core/audit/consistency", consistency, methods=["GET"]),
-    Route("/core/audit/inclusion", inclusion, methods=["GET"]),
-    Route("/core/audit/export", export, methods=["GET"]),
+    Described("POST", "/core/audit/events", post_event, About(status=201, body=EventBody)),
+    Described("GET", "/core/audit/head", head, About()),
+    Described("GET", "/core/audit/leaves", get_leaves, About(query={"from": _COUNT, "to": _COUNT})),
+    Described("GET", "/core/audit/entries", entries, About(shape="list", query=asked_of(ENTRY))),
+    Described("GET", "/core/audit/entries/{index}", entry, About()),
+    Described("GET", "/core/audit/consistency", consistency, About(query={"old": _COUNT, "new": _COUNT})),
+    Described("GET", "/core/audit/inclusion", inclusion, About(query={"index": _COUNT, "size": _COUNT})),
+    Described("GET", "/core/audit/export", export, About(shape="flat")),
 ]

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from flame.crypto.envelope import MAX_HEADER
+from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
 from flame.hub.problems import wrong
 from flame.hub.relay import large
@@ -189,9 +190,11 @@ async def _following(arrival: Arrival, file: FileIO, offset: int) -> AsyncIterat
                 yield piece
 
 
+_STORED = About(shape="flat", status=202, body="bytes")
+
 ROUTES: list[BaseRoute] = [
-    Route(MESSAGES, put_message, methods=["PUT"]),
-    Route(MESSAGES + "/{sender}/{msg_id}", get_message, methods=["GET"]),
-    Route(UPLOADS + "/{msg_id}", get_upload, methods=["GET"]),
-    Route(UPLOADS + "/{msg_id}", put_upload, methods=["PUT"]),
+    Described("PUT", MESSAGES, put_message, _STORED),
+    Described("GET", MESSAGES + "/{sender}/{msg_id}", get_message, About(shape="bytes", partial=True, errors=(409,))),
+    Described("GET", UPLOADS + "/{msg_id}", get_upload, About(shape="flat", errors=(409,))),
+    Described("PUT", UPLOADS + "/{msg_id}", put_upload, _STORED),
 ]

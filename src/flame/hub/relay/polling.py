@@ -13,8 +13,9 @@ import binascii
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
+from flame.hub.described import About, Described, in_query
 from flame.hub.identity.sessions import authenticate
 from flame.hub.problems import wrong
 from flame.hub.relay.greeting import welcome
@@ -186,9 +187,15 @@ async def acknowledge(request: Request) -> Response:
     return answer({}, 202)
 
 
+_WAITS = {
+    "wait": in_query("number", minimum=0, maximum=MAX_WAIT),
+    "after": in_query("integer", minimum=0),
+    "news": in_query(),
+}
+
 ROUTES: list[BaseRoute] = [
-    Route("/messenger/hello", hello, methods=["POST"]),
-    Route("/messenger/messages", send, methods=["POST"]),
-    Route("/messenger/messages", poll, methods=["GET"]),
-    Route("/messenger/messages/ack", acknowledge, methods=["POST"]),
+    Described("POST", "/messenger/hello", hello, About(shape="flat", body=Hello)),
+    Described("POST", "/messenger/messages", send, About(shape="flat", status=202, body=SendBody)),
+    Described("GET", "/messenger/messages", poll, About(shape="flat", query=_WAITS)),
+    Described("POST", "/messenger/messages/ack", acknowledge, About(shape="flat", status=202, body=AckBody)),
 ]
