@@ -109,15 +109,18 @@ class BulkDouble:
         assert len(body) == length
         self._relay.put(self._node, body)
 
+    def put_on(self, msg_id: bytes, length: int, pieces: Callable[[], Iterable[Any]]) -> None:
+        self.put("", length, pieces())
+
     @contextmanager
-    def get(self, path: str) -> Iterator[BytesIO]:
+    def get(self, path: str, offset: int = 0) -> Iterator[BytesIO]:
         self._relay.gets.append(path)
         sender, msg_id = path.rsplit("/", 2)[1:]
         body = self._relay.stored[sender, bytes.fromhex(msg_id)]
         if self._relay.break_gets > 0:
             self._relay.break_gets -= 1
             body = body[: len(body) // 2]
-        yield BytesIO(body)
+        yield BytesIO(body[offset:])
 
 
 class Station:
