@@ -266,7 +266,7 @@ class Supervisor:
         )
         await self._events.add("release", row["run"], decision=state, ordinal=row["ordinal"])
         if state == "released":
-            await upload_released(self._context, row["run"], row["analysis"])
+            await upload_released(self._context, self._events, row["run"], row["analysis"])
         return {**row, "state": state}
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class Supervisor:
             try:
                 await report(self._context, _order(row), state, 0)
                 if state.state is RunState.ENDED:
-                    await upload_released(self._context, row["id"], row["analysis"])
+                    await upload_released(self._context, self._events, row["id"], row["analysis"])
             except Unavailable:
                 done = False
             except FlameError as error:
