@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from integration.hub.world import PASSWORD, Actor, HubProcess, World
 
 SOON = 2.5

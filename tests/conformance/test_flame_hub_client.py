@@ -25,6 +25,7 @@ from flame_hub.models import (
     Registry,
 )
 from flame_hub.types import FilterOperator
+
 from integration.hub.world import HubProcess
 
 PASSWORD = "a password for tests"

@@ -5,7 +5,7 @@ Pure: ``advance(state, command)`` gives the next state or refuses in the words t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -65,82 +65,123 @@ class Lifecycle:
         return self.default_nodes + self.aggregator_nodes
 
     @property
+    def is_running(self) -> bool:
+        return self.execution is not None and self.execution not in TERMINAL
+
+    @property
     def build_nodes_valid(self) -> bool:
         return self.nodes > 0 and self.approved_nodes == self.nodes
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What must hold before a command; `otherwise` is said when it does not."""
+
+    holds: Callable[[Lifecycle], bool]
+    otherwise: str
+    next_step: str = ""
+    conflict: bool = False
+    """The state stands against it (409), rather than the request being wrong (400)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command: what it needs, in this order, and what it leads to. `effect` says the same in words."""
+
+    needs: tuple[Need, ...]
+    then: Callable[[Lifecycle], Lifecycle]
+    effect: str
+
+
+_LOCKED = "The analysis configuration is locked."
+_NOT_LOCKED = "The analysis configuration is not locked."
+_BEGUN = "The analysis build process has already been initialized."
+_NOT_BUILT = "The analysis is not built yet."
+_REOPENABLE = (None, Status.FAILED, Status.STOPPED, Status.STOPPING)
+
+STEPS: Mapping[Command, Step] = {
+    Command.CONFIGURATION_LOCK: Step(
+        (
+            Need(lambda s: not s.locked, _LOCKED),
+            Need(lambda s: s.build is None, _BEGUN),
+            Need(lambda s: s.default_nodes > 0, "At least one default node must be selected."),
+            Need(lambda s: s.aggregator_nodes > 0, "An aggregator node node must be selected."),
+            Need(
+                lambda s: s.entrypoint,
+                "An entrypoint must be selected.",
+                "Upload the program, and mark the file that runs as its root.",
+            ),
+            Need(lambda s: s.image, "A master image must be assigned to the analysis."),
+        ),
+        lambda s: replace(s, locked=True),
+        "locked; the manifest is written",
+    ),
+    Command.CONFIGURATION_UNLOCK: Step(
+        (
+            Need(lambda s: s.locked, _NOT_LOCKED),
+            Need(lambda s: s.build in _REOPENABLE, _BEGUN),
+            Need(lambda s: not s.is_running, "The analysis is running.", "Stop it first.", conflict=True),
+        ),
+        lambda s: replace(s, locked=False, build=None, approved_nodes=0),
+        "open; manifest, approvals and build are void",
+    ),
+    Command.BUILD_START: Step(
+        (
+            Need(lambda s: s.locked, _NOT_LOCKED),
+            Need(lambda s: s.build_nodes_valid, "All assigned nodes have to approve the analysis."),
+            Need(lambda s: s.build in _RESTARTABLE, _BEGUN),
+        ),
+        lambda s: replace(s, build=Status.STARTING),
+        "build: starting",
+    ),
+    Command.BUILD_CHECK: Step(
+        (Need(lambda s: s.locked, _NOT_LOCKED), Need(lambda s: s.build is not None, _NOT_BUILT)),
+        lambda s: s,
+        "as it was",
+    ),
+    Command.DISTRIBUTION_START: Step(
+        (
+            Need(lambda s: s.build == Status.EXECUTED, _NOT_BUILT),
+            Need(
+                lambda s: s.distribution in _RESTARTABLE, "The analysis can not be distributed in state {distribution}"
+            ),
+        ),
+        lambda s: replace(s, distribution=Status.STARTING),
+        "distribution: starting",
+    ),
+    Command.DISTRIBUTION_CHECK: Step(
+        (Need(lambda s: s.build == Status.EXECUTED, _NOT_BUILT),), lambda s: s, "as it was"
+    ),
+    Command.STORAGE_CHECK: Step((), lambda s: s, "as it was; buckets that are missing are made"),
+    Command.EXECUTION_STOP: Step(
+        (
+            Need(lambda s: s.locked, _NOT_LOCKED),
+            Need(lambda s: s.execution not in TERMINAL, "The analysis has ended already.", conflict=True),
+        ),
+        lambda s: s if s.execution is None else replace(s, execution=Status.STOPPING),
+        "execution: stopping, if it runs",
+    ),
+}
+"""The whole life cycle. What goes on behind an answer (a build, a run) reports its status; no command does that."""
+
+
 def advance(state: Lifecycle, command: Command) -> Lifecycle:
     """The state after a command. Raises Invalid (400) in FLAME's words, Conflict (409) while a run stands against it."""
-    return _TABLE[command](state)
+    step = STEPS[command]
+    for need in step.needs:
+        if not need.holds(state):
+            kind = Conflict if need.conflict else Invalid
+            raise kind(need.otherwise.format(distribution=state.distribution), next_step=need.next_step)
+    return step.then(state)
 
 
-def _lock(state: Lifecycle) -> Lifecycle:
-    _require(not state.locked, "The analysis configuration is locked.")
-    _require(state.build is None, "The analysis build process has already been initialized.")
-    _require(state.default_nodes > 0, "At least one default node must be selected.")
-    _require(state.aggregator_nodes > 0, "An aggregator node node must be selected.")
-    if not state.entrypoint:
-        raise Invalid(
-            "An entrypoint must be selected.", next_step="Upload the program, and mark the file that runs as its root."
-        )
-    _require(state.image, "A master image must be assigned to the analysis.")
-    return replace(state, locked=True)
-
-
-def _unlock(state: Lifecycle) -> Lifecycle:
-    _require(state.locked, "The analysis configuration is not locked.")
-    allowed = (None, Status.FAILED, Status.STOPPED, Status.STOPPING)
-    _require(state.build in allowed, "The analysis build process has already been initialized.")
-    _check_not_running(state)
-    return replace(state, locked=False, build=None, approved_nodes=0)
-
-
-def _build(state: Lifecycle) -> Lifecycle:
-    _require(state.locked, "The analysis configuration is not locked.")
-    _require(state.build_nodes_valid, "All assigned nodes have to approve the analysis.")
-    _require(state.build in _RESTARTABLE, "The analysis build process has already been initialized.")
-    return replace(state, build=Status.STARTING)
-
-
-def _distribute(state: Lifecycle) -> Lifecycle:
-    _require(state.build == Status.EXECUTED, "The analysis is not built yet.")
-    name = state.distribution and state.distribution.value
-    _require(state.distribution in _RESTARTABLE, f"The analysis can not be distributed in state {name}")
-    return replace(state, distribution=Status.STARTING)
-
-
-def _check_build(state: Lifecycle) -> Lifecycle:
-    _require(state.locked, "The analysis configuration is not locked.")
-    _require(state.build is not None, "The analysis is not built yet.")
-    return state
-
-
-def _check_distribution(state: Lifecycle) -> Lifecycle:
-    _require(state.build == Status.EXECUTED, "The analysis is not built yet.")
-    return state
-
-
-def _stop(state: Lifecycle) -> Lifecycle:
-    _require(state.locked, "The analysis configuration is not locked.")
-    if state.execution in TERMINAL:
-        raise Conflict("The analysis has ended already.")
-    return state if state.execution is None else replace(state, execution=Status.STOPPING)
-
-
-def _same(state: Lifecycle) -> Lifecycle:
-    return state
-
-
-_TABLE = {
-    Command.CONFIGURATION_LOCK: _lock,
-    Command.CONFIGURATION_UNLOCK: _unlock,
-    Command.BUILD_START: _build,
-    Command.BUILD_CHECK: _check_build,
-    Command.DISTRIBUTION_START: _distribute,
-    Command.DISTRIBUTION_CHECK: _check_distribution,
-    Command.STORAGE_CHECK: _same,
-    Command.EXECUTION_STOP: _stop,
-}
+def table() -> str:
+    """The life cycle as a table in Markdown: command, what it refuses with, what it leads to."""
+    rows = ["| Command | Refused, in this order, with | Leads to |", "|---|---|---|"]
+    for command, step in STEPS.items():
+        refusals = "<br>".join(f"{409 if n.conflict else 400} {n.otherwise}" for n in step.needs) or "–"
+        rows.append(f"| `{command}` | {refusals} | {step.effect} |")
+    return "\n".join(rows) + "\n"
 
 
 def overall(statuses: Sequence[Status | None]) -> Status | None:
@@ -157,13 +198,3 @@ def overall_progress(progress: Sequence[int | None]) -> int:
 def has_ended(statuses: Sequence[Status | None]) -> bool:
     """Whether every participant has reported an end."""
     return bool(statuses) and all(status in TERMINAL for status in statuses)
-
-
-def _check_not_running(state: Lifecycle) -> None:
-    if state.execution is not None and state.execution not in TERMINAL:
-        raise Conflict("The analysis is running.", next_step="Stop it first.")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise Invalid(message)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flame.model.analysis import TERMINAL, Command, Lifecycle, Status, advance, has_ended, overall, overall_progress
+from flame.model.analysis import (
+    TERMINAL,
+    Command,
+    Lifecycle,
+    Status,
+    advance,
+    has_ended,
+    overall,
+    overall_progress,
+    table,
+)
 from flame.model.errors import Conflict, Invalid
 
 OPEN = Lifecycle(False, None, None, None, 2, 1, 0, True, True)
@@ -90,3 +101,10 @@ def test_the_whole_is_as_far_as_its_slowest_part(statuses: list[Status | None]) 
 def test_progress_is_the_mean_over_all() -> None:
     assert overall_progress([100, None, 50]) == 50
     assert overall_progress([]) == 0
+
+
+def test_the_life_cycle_is_printed_in_the_reference() -> None:
+    """`from flame.model.analysis import table` prints it anew."""
+    reference = Path(__file__).parents[3] / "docs" / "reference" / "life-cycle.md"
+    assert table() in reference.read_text(encoding="utf-8")
+    assert all(f"| `{command}` |" in table() for command in Command)
