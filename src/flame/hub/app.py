@@ -43,7 +43,7 @@ from flame.hub.telemetry.routes import ROUTES as TELEMETRY
 from flame.model.errors import Invalid, NotFound
 from flame.storage.engine import Database
 from flame.storage.mailbox import SqlMailbox
-from flame.storage.objects import LocalObjects
+from flame.storage.objects import LocalObjects, Objects
 
 if TYPE_CHECKING:
     from flame.hub.settings import Settings
@@ -84,7 +84,7 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
     settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = _key(settings.dir / "keys" / "hub.pem")
     database = open_database(settings)
-    objects = LocalObjects(settings.dir / "objects", bytes_max=settings.storage_bytes_max)
+    objects = open_objects(settings)
     hub = HubState(
         settings=settings,
         database=database,
@@ -114,6 +114,17 @@ def open_database(settings: Settings) -> Database:
         database = Database(database_url(settings.database_url, _secret(settings.database_password_file)))
     database.open()
     return database
+
+
+def open_objects(settings: Settings) -> Objects:
+    """Files below the directory, or the bucket that the settings name. Raises Invalid, Unavailable."""
+    folder = settings.dir / "objects"
+    if settings.objects_url is None:
+        return LocalObjects(folder, bytes_max=settings.storage_bytes_max)
+    from flame.storage.s3 import S3Objects, read_secrets
+
+    secrets = read_secrets(settings.objects_credentials_file)
+    return S3Objects(settings.objects_url, folder / "spool", bytes_max=settings.storage_bytes_max, secrets=secrets)
 
 
 def _secret(path: Path | None) -> str | None:

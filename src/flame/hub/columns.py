@@ -36,6 +36,11 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
+def moment(seconds: float) -> str:
+    """A time in seconds since 1970, as `now` writes it: such texts sort by time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
 def fresh(**values: Any) -> dict[str, Any]:
     """A new row: an id, both times, and the values given."""
     moment = now()

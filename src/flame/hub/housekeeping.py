@@ -6,50 +6,51 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, delete, select, update
+import structlog
+from sqlalchemy import Connection, delete, update
 
 from flame.hub.identity.tables import sessions, used_assertions
 from flame.hub.nodes.tables import nodes
-from flame.hub.objects.tables import bucket_files
-from flame.storage.mailbox import letters
+from flame.hub.objects.upkeep import forget_expired, sweep
+from flame.hub.relay.arriving import name_of
+from flame.model.errors import FlameError
 
 if TYPE_CHECKING:
     from flame.hub.state import HubState
 
+_log = structlog.get_logger("flame.hub")
 EVERY_SECONDS: Final = 600.0
 
 
 async def tidy_up(hub: HubState) -> None:
     """At the start: nobody is connected yet, and an object that no row names was never acknowledged."""
     await hub.database.write(lambda c: c.execute(update(nodes).where(nodes.c.online.is_(True)).values(online=False)))
-    named = await hub.database.read(_named)
-    for key in await asyncio.to_thread(hub.objects.keys):
-        if key not in named:
-            await hub.objects.remove(key)
+    await sweep(hub, alone=hub.database.url is None)
     await expire(hub)
 
 
-def _named(connection: Connection) -> set[str]:
-    files = {f"files/{name}" for name in connection.execute(select(bucket_files.c.hash)).scalars()}
-    mail = connection.execute(select(letters.c.blob).where(letters.c.blob.is_not(None))).scalars()
-    return files | {str(blob) for blob in mail}
-
-
 async def expire(hub: HubState) -> None:
-    """Forget mail, sessions and assertions whose time is over."""
+    """Forget mail, sessions and assertions whose time is over, and of broken uploads what nobody waits for."""
     now = int(time.time())
     for blob in await hub.mailbox.expire(now):
         await hub.objects.remove(blob)
+    wanted = {name_of(*letter) for letter in await hub.mailbox.arriving()}
+    await asyncio.to_thread(hub.arrivals.keep_only, wanted)
 
     def forget(connection: Connection) -> None:
         connection.execute(delete(sessions).where(sessions.c.expires < now))
         connection.execute(delete(used_assertions).where(used_assertions.c.expires < now - 60))
 
     await hub.database.write(forget)
+    await forget_expired(hub)
 
 
 async def keep_tidy(hub: HubState) -> None:
-    """`expire`, every ten minutes, until it is cancelled."""
+    """`expire`, every ten minutes, and what nothing names any more, until it is cancelled. A failure is not the last try."""
     while True:
         await asyncio.sleep(EVERY_SECONDS)
-        await expire(hub)
+        try:
+            await expire(hub)
+            await sweep(hub, alone=False)
+        except FlameError as error:
+            _log.warning("housekeeping_failed", code=error.code, message=error.message)

@@ -44,6 +44,10 @@ class Settings:
     record: Path | None = None
     database_url: str | None = None
     database_password_file: Path | None = None
+    objects_url: str | None = None
+    objects_credentials_file: Path | None = None
+    project_bytes_max: int | None = None
+    project_keep_days: int | None = None
     storage_bytes_max: int | None = None
     body_idle_seconds: int = 30
     token_seconds: int = 3600

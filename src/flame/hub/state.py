@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from flame.hub.settings import Settings
     from flame.storage.engine import Database
     from flame.storage.mailbox import SqlMailbox
-    from flame.storage.objects import LocalObjects
+    from flame.storage.objects import Objects
 
 
 @dataclass(slots=True)
 class HubState:
     settings: Settings
     database: Database
-    objects: LocalObjects
+    objects: Objects
     arrivals: Arrivals
     mailbox: SqlMailbox
     key: IdentityKey

@@ -1,16 +1,18 @@
 """Objects: files of any size that stream in and out in bounded memory.
 
 What comes in is written to a spool, hashed, and forced to the disk; only then does it get its name. So an object that
-can be seen is whole, and one that was acknowledged survives a crash. The embedded form keeps objects as files; they are
-read through obstore, whose other stores (S3, Azure, GCS) come in at the same place.
+can be seen is whole, and one that was acknowledged survives a crash. The embedded form keeps objects as files, which are
+read through obstore; `storage/s3.py` keeps them in a bucket through the same obstore.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -50,43 +52,83 @@ class Spool(Protocol):
         """Forget it. After `finish` as well; does nothing once the object is kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An object that is there: `modified` in seconds since 1970."""
+
+    key: str
+    size: int
+    modified: float
+
+
 class Objects(Protocol):
-    def spool(self, *, hashed: bool = True, at_most: int | None = None) -> Spool: ...
+    usage: Usage
+
+    def spool(self, *, hashed: bool = True, at_most: int | None = None) -> FileSpool: ...
 
     async def keep(self, spooled: Spooled, key: str) -> None:
-        """Give a spooled body its name; whole and durable, or not at all."""
+        """Give a spooled body its name; whole and durable, or not at all. Raises Conflict when the name is taken."""
+
+    def keep_blocking(self, spooled: Spooled, key: str, *, same: bool = False) -> None:
+        """As `keep`, for threads. same: the key is the body's digest, so what is there already is this body."""
 
     def stream(self, key: str) -> AsyncIterator[bytes]:
         """Its bytes in pieces of about 1 MiB. Raises NotFound."""
 
+    def open(self, key: str) -> FileIO:
+        """As a file, for readers in threads (bulk of the relay). Raises NotFound."""
+
+    def kept(self) -> Iterator[Kept]:
+        """Everything that is there. Blocks: for threads."""
+
     async def remove(self, key: str) -> None:
         """Forget it; no error when it is gone already."""
 
+    def remove_blocking(self, key: str) -> None:
+        """As `remove`, for threads."""
 
-class LocalObjects:
-    """Objects as files below one directory. `bytes_max`: the sum of all of them, spool included."""
 
-    def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
-        self._root = root
-        self._kept = root / "kept"
-        self._spool = root / "spool"
-        for folder in (self._kept, self._spool):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+class _Spooling:
+    """Bodies on their way in, on the disk of this process: in a directory of its own, which the next start clears."""
+
+    def __init__(self, folder: Path, bytes_max: int | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _clear(folder)  # what a crash left there was never acknowledged
+        self._spool = folder / uuid4().hex
+        self._spool.mkdir(mode=0o700)
+        self._mine = os.open(self._spool, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._mine, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held for life: another process clears around it
         self.usage = Usage(bytes_max)
-        self._store: Any = None
-        _clear(self._spool)  # what a crash left there was never acknowledged
-        self.usage.used = sum(path.stat().st_size for path in self._kept.rglob("*") if path.is_file())
 
     def spool(self, *, hashed: bool = True, at_most: int | None = None) -> FileSpool:
         return FileSpool(self._spool / uuid4().hex, self.usage, hashed=hashed, at_most=at_most)
 
+    def _stays(self, spooled: Spooled) -> None:
+        """It is there already: what was spooled is not needed."""
+        spooled.path.unlink(missing_ok=True)
+        self.usage.give_back(spooled.size)
+
+
+class LocalObjects(_Spooling):
+    """Objects as files below one directory. `bytes_max`: the sum of all of them, spool included."""
+
+    def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
+        super().__init__(root / "spool", bytes_max)
+        self._kept = root / "kept"
+        self._kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._store: Any = None
+        self.usage.used = sum(one.size for one in self.kept())
+
     async def keep(self, spooled: Spooled, key: str) -> None:
         await asyncio.to_thread(self.keep_blocking, spooled, key)
 
-    def keep_blocking(self, spooled: Spooled, key: str) -> None:
-        """As `keep`, for threads."""
+    def keep_blocking(self, spooled: Spooled, key: str, *, same: bool = False) -> None:
         reached(AFTER_SPOOL)
-        self._rename(spooled.path, self._path(key))
+        target = self._path(key)
+        if same and target.exists():
+            self._stays(spooled)
+        else:
+            self._rename(spooled.path, target)
         reached(AFTER_KEEP)
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
@@ -97,20 +139,24 @@ class LocalObjects:
             yield bytes(piece)
 
     def open(self, key: str) -> FileIO:
-        """The file itself, for readers in threads (bulk of the relay). Raises NotFound."""
         try:
             return self._path(key).open("rb", buffering=0)
         except FileNotFoundError:
             raise NotFound("The file was not found.") from None
 
-    def keys(self) -> list[str]:
-        """The names of all objects."""
-        return [path.relative_to(self._kept).as_posix() for path in self._kept.rglob("*") if path.is_file()]
+    def kept(self) -> Iterator[Kept]:
+        for folder, _, names in os.walk(self._kept):
+            for name in names:
+                path = Path(folder) / name
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    yield Kept(path.relative_to(self._kept).as_posix(), found.st_size, found.st_mtime)
 
     async def remove(self, key: str) -> None:
-        await asyncio.to_thread(self._unlink, self._path(key))
+        await asyncio.to_thread(self.remove_blocking, key)
 
-    def _unlink(self, path: Path) -> None:
+    def remove_blocking(self, key: str) -> None:
+        path = self._path(key)
         with suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
@@ -126,10 +172,7 @@ class LocalObjects:
         _sync(target.parent)
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if any(not part or part.startswith(".") or not part.replace("-", "").isalnum() for part in parts):
-            raise Malformed("This is not the name of an object.")
-        return self._kept.joinpath(*parts)
+        return self._kept.joinpath(*check_key(key).split("/"))
 
     def _obstore(self) -> Any:
         if self._store is None:
@@ -137,6 +180,14 @@ class LocalObjects:
 
             self._store = LocalStore(self._kept)
         return self._store
+
+
+def check_key(key: str) -> str:
+    """Raises Malformed for what is not the name of an object."""
+    parts = key.split("/")
+    if any(not part or part.startswith(".") or not part.replace("-", "").isalnum() for part in parts):
+        raise Malformed("This is not the name of an object.")
+    return key
 
 
 class Usage:
@@ -246,8 +297,19 @@ def disk_full() -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
+    """Remove the spools of processes that are gone; those that live hold a lock on theirs."""
     for path in folder.iterdir():
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def _sync(folder: Path) -> None:

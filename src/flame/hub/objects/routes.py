@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,13 +16,25 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from flame.hub.analyses.tables import analyses, analysis_buckets
-from flame.hub.authorisation import Action, Actor, Bucket, bucket_facts, demand
+from flame.hub.authorisation import Action, Actor, Bucket, Hub, bucket_facts, demand
 from flame.hub.columns import fresh, now
 from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
 from flame.hub.objects.files import register_file
 from flame.hub.objects.resources import BUCKET, BUCKET_FILE
 from flame.hub.objects.tables import bucket_files, buckets
+from flame.hub.objects.upkeep import (
+    claim,
+    collect,
+    key_of,
+    limits_of,
+    over_limit,
+    project_of,
+    room,
+    set_limits,
+    settle,
+)
+from flame.hub.projects.resources import PROJECT
 from flame.hub.query import parse
 from flame.hub.resources import (
     Body,
@@ -45,6 +56,8 @@ from flame.storage.objects import FileSpool, Spooled
 
 MAX_FILE: Final = 64 << 30
 MAX_HEADER: Final = 4096
+MAX_FRAMING: Final = 1 << 20
+"""What a multipart body may hold beside its files, where its announced length is compared with the room that is left."""
 MAX_SQUEEZED: Final = 4 << 20
 """What is larger is sent as it is: packing it would cost more than the line."""
 SEALED: Final = ".flame"
@@ -133,8 +146,7 @@ async def delete_bucket(request: Request) -> Response:
         return shown, list(files)
 
     shown, files = await hub.database.write(store)
-    for name in files:
-        await hub.objects.remove(f"files/{name}")
+    await collect(hub, files)
     return record(shown, BUCKET, 202)
 
 
@@ -146,29 +158,33 @@ async def upload(request: Request) -> Response:
     actor = await authenticate(request)
     hub = hub_of(request)
 
-    def check(connection: Connection) -> str:
+    def check(connection: Connection) -> tuple[str, int | None]:
         key = bucket_key(connection, actor, request)
         _may_upload(connection, actor, bucket_facts(connection, key))
-        return key
+        return key, room(connection, hub.settings, key)
 
-    key = await hub.database.read(check)
-    receiver = _Receiver(hub, request)
-    kept: list[str] = []
+    key, left = await hub.database.read(check)
+    receiver = _Receiver(hub, request, left)
+    mine: str | None = None
+    names: list[str] = []
     try:
         parts = await receiver.receive()
-        names = [secrets.token_hex(32) for _ in parts]
-        for (_, spooled), name in zip(parts, names, strict=True):
-            await hub.objects.keep(spooled, f"files/{name}")
-            kept.append(name)
-        rows = await hub.database.write(lambda c: _register(c, actor, key, parts, names), "upload")
-        kept.clear()
+        names = [str(spooled.sha256) for _, spooled in parts]
+        mine = await hub.database.write(lambda c: claim(c, names))
+        for _, spooled in parts:
+            await asyncio.to_thread(hub.objects.keep_blocking, spooled, key_of(str(spooled.sha256)), same=True)
+        claimed = mine
+        rows = await hub.database.write(lambda c: _register(hub, c, actor, key, parts, claimed), "upload")
+    except BaseException:
+        if mine is not None:
+            given_up = mine
+            await hub.database.write(lambda c: settle(c, given_up))
+            await collect(hub, names)
+        raise
     finally:
         await receiver.discard()
-        for name in kept:
-            await hub.objects.remove(f"files/{name}")
     shown, replaced = rows
-    for name in replaced:
-        await hub.objects.remove(f"files/{name}")
+    await collect(hub, replaced)
     return answer({"data": shown, "meta": {"total": len(shown)}}, 201)
 
 
@@ -181,7 +197,7 @@ def _may_upload(connection: Connection, actor: Actor, facts: Bucket) -> None:
 
 
 def _register(
-    connection: Connection, actor: Actor, key: str, parts: list[tuple[str, Spooled]], names: list[str]
+    hub: HubState, connection: Connection, actor: Actor, key: str, parts: list[tuple[str, Spooled]], mine: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows for what was kept; a file of the same path is replaced. Returns them as shown, and the objects replaced."""
     bucket = raw_row(connection, actor, BUCKET, key)
@@ -189,7 +205,7 @@ def _register(
     _may_upload(connection, actor, facts)
     link = connection.execute(select(analysis_buckets).where(analysis_buckets.c.bucket_id == key)).first()
     shown, replaced = [], []
-    for (path, spooled), name in zip(parts, names, strict=True):
+    for path, spooled in parts:
         here = (bucket_files.c.bucket_id == key) & (bucket_files.c.path == path)
         older = connection.execute(select(bucket_files.c.hash).where(here)).scalar()
         if older is not None:
@@ -199,14 +215,25 @@ def _register(
             connection.execute(delete(bucket_files).where(here))
         directory, _, base = path.rpartition("/")
         row = fresh(
-            name=base, path=path, directory=directory, size=spooled.size, hash=name, sha256=spooled.sha256,
+            name=base, path=path, directory=directory, size=spooled.size, hash=spooled.sha256, sha256=spooled.sha256,
             actor_id=actor.id, actor_type=actor.kind, realm_id=bucket.realm_id, bucket_id=key,
         )  # fmt: skip
         connection.execute(insert(bucket_files).values(**row))
         if link is not None:
             register_file(connection, actor, row, link)
         shown.append(get_row(connection, actor, BUCKET_FILE, row["id"]))
+    settle(connection, mine)
+    _check_room(connection, hub, key)
     return shown, replaced
+
+
+def _check_room(connection: Connection, hub: HubState, bucket: str) -> None:
+    """Uploads at the same time were each let in with the same room."""
+    project = project_of(connection, bucket)
+    if project is not None:
+        limits = limits_of(connection, hub.settings, project)
+        if limits.bytes_max is not None and limits.bytes_used > limits.bytes_max:
+            raise over_limit(0)
 
 
 @dataclass
@@ -218,7 +245,11 @@ class _Part:
 class _Receiver:
     """Takes a multipart body apart as it comes: at most one file in hand, the others spooled."""
 
-    def __init__(self, hub: HubState, request: Request) -> None:
+    def __init__(self, hub: HubState, request: Request, left: int | None) -> None:
+        announced = request.headers.get("content-length", "")
+        if left is not None and announced.isdigit() and int(announced) > left + MAX_FRAMING:
+            raise over_limit(left)  # before a byte of it is read
+        self._room, self._came = left, 0
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
@@ -277,10 +308,16 @@ class _Receiver:
             if step == "open":
                 self._open(data)
             elif step == "data":
+                self._count(len(data))
                 await self._parts[-1].spool.write(data)
             else:
                 part = self._parts[-1]
                 self._done.append((part.path, await part.spool.finish()))
+
+    def _count(self, size: int) -> None:
+        self._came += size
+        if self._room is not None and self._came > self._room:
+            raise over_limit(self._room)
 
     def _open(self, disposition: bytes) -> None:
         _, options = parse_options_header(disposition)
@@ -330,7 +367,7 @@ async def stream_file(request: Request) -> Response:
     row = await hub.database.read(lambda c: raw_row(c, actor, BUCKET_FILE, key))
     quoted = row.name.encode("ascii", "replace").decode().replace('"', "'").replace("\\", "_")
     headers = {"content-disposition": f'attachment; filename="{quoted}"', "vary": "accept-encoding"}
-    pieces = hub.objects.stream(f"files/{row.hash}")
+    pieces = hub.objects.stream(key_of(row.hash))
     if row.size <= MAX_SQUEEZED and not row.name.endswith(SEALED) and _takes_gzip(request):
         headers["content-encoding"] = "gzip"
         pieces = _squeezed(pieces)
@@ -374,7 +411,7 @@ async def stream_bucket(request: Request) -> Response:
 async def _tar(hub: HubState, files: list[Any], headers: list[bytes]) -> AsyncIterator[bytes]:
     for file, header in zip(files, headers, strict=True):
         yield header
-        async for piece in hub.objects.stream(f"files/{file.hash}"):
+        async for piece in hub.objects.stream(key_of(file.hash)):
             yield piece
         if rest := file.size % BLOCK:
             yield bytes(BLOCK - rest)
@@ -412,8 +449,54 @@ async def delete_file(request: Request) -> Response:
         return shown, row.hash
 
     shown, name = await hub.database.write(store)
-    await hub.objects.remove(f"files/{name}")
+    await collect(hub, [name])
     return record(shown, BUCKET_FILE, 202)
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+class LimitsBody(Body):
+    """What a project may keep; null: as the hub's settings say."""
+
+    bytes_max: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+    keep_days: Annotated[int, Meta(ge=1, le=36500)] | None = None
+
+
+async def get_limits(request: Request) -> Response:
+    """How much a project keeps, how much it may keep, and for how many days results stay."""
+    actor = await authenticate(request)
+    hub = hub_of(request)
+    key = path_id(request, PROJECT)
+
+    def load(connection: Connection) -> dict[str, Any]:
+        raw_row(connection, actor, PROJECT, key)
+        return _shown_limits(connection, hub, key)
+
+    return record(await hub.database.read(load))
+
+
+async def put_limits(request: Request) -> Response:
+    """Set a project's limits: for administrators of the hub."""
+    actor = await authenticate(request)
+    hub = hub_of(request)
+    key = path_id(request, PROJECT)
+    body = await read_body(request, LimitsBody)
+
+    def store(connection: Connection) -> dict[str, Any]:
+        raw_row(connection, actor, PROJECT, key)
+        demand(actor, Action.UPDATE, Hub())
+        set_limits(connection, key, body.bytes_max, body.keep_days)
+        facts = {"set": "storage limits", "bytesMax": body.bytes_max, "keepDays": body.keep_days, "by": actor.id}
+        hub.log.tell(connection, "administration", key, {name: str(value) for name, value in facts.items()})
+        return _shown_limits(connection, hub, key)
+
+    return record(await hub.database.write(store), status=202)
+
+
+def _shown_limits(connection: Connection, hub: HubState, project: str) -> dict[str, Any]:
+    found = limits_of(connection, hub.settings, project)
+    return {"bytesMax": found.bytes_max, "bytesUsed": found.bytes_used, "keepDays": found.keep_days}
 
 
 _BUCKETS = readable_routes("/storage/buckets", BUCKET)[:1]
@@ -430,6 +513,8 @@ ROUTES = [
         "POST", "/storage/buckets/{id}/upload", upload, About(BUCKET_FILE, "list", status=201, body="files", errors=(408,))
     ),
     Described("GET", "/storage/buckets/{id}/stream", stream_bucket, About(shape="bytes", media=("application/x-tar",))),
+    Described("GET", "/storage/projects/{id}/limits", get_limits, About()),
+    Described("PUT", "/storage/projects/{id}/limits", put_limits, About(status=202, body=LimitsBody)),
     *readable_routes("/storage/bucket-files", BUCKET_FILE),
     *changing_routes("/storage/bucket-files", remove=delete_file, resource=BUCKET_FILE),
     Described("GET", "/storage/bucket-files/{id}/stream", stream_file, About(shape="bytes")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, String, Table, UniqueConstraint
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, String, Table, UniqueConstraint
 
 from flame.hub.columns import identifier, reference, stamps
 from flame.storage.engine import metadata
@@ -34,4 +34,19 @@ bucket_files = Table(
     reference("bucket_id", "buckets.id"),
     *stamps(),
     UniqueConstraint("bucket_id", "path"),
+)
+object_claims = Table(
+    "object_claims",
+    metadata,
+    # whoever is about to name an object says so first, so that nobody takes it for forgotten
+    Column("name", String(64), primary_key=True),
+    Column("claim", String(36), primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+)
+storage_limits = Table(
+    "storage_limits",
+    metadata,
+    Column("project_id", String(64), ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    Column("bytes_max", BigInteger),
+    Column("keep_days", Integer),
 )

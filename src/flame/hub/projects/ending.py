@@ -18,6 +18,7 @@ from flame.hub.columns import now
 from flame.hub.identity.sessions import authenticate
 from flame.hub.identity.tables import user_keys
 from flame.hub.objects.tables import bucket_files
+from flame.hub.objects.upkeep import collect
 from flame.hub.projects.resources import PROJECT
 from flame.hub.projects.tables import project_nodes, projects
 from flame.hub.resources import Body, get_row, path_id, raw_row, read_body, record
@@ -58,8 +59,7 @@ async def end_project(request: Request) -> Response:
         return get_row(connection, actor, PROJECT, key), files, tuple(facts.asked), stopped
 
     shown, files, asked, stopped = await hub.database.write(store, "approvals")
-    for name in files:
-        await hub.objects.remove(f"files/{name}")
+    await collect(hub, files)
     hub.channels.changed(asked, "project", key)
     for run in stopped:
         hub.runs.forget(bytes.fromhex(run))

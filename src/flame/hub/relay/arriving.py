@@ -25,7 +25,7 @@ from flame.model.errors import Conflict, Exhausted, Malformed
 from flame.storage.objects import CHUNK, Spooled, disk_full
 
 if TYPE_CHECKING:
-    from flame.storage.objects import LocalObjects
+    from flame.storage.objects import Objects
 
 STALL_SECONDS: Final = 30.0
 """A reader that has caught up waits so long for more."""
@@ -140,7 +140,7 @@ class Attempt:
 class Arrivals:
     """What is on its way in, by sender and message id. `folder` is this process' own."""
 
-    def __init__(self, folder: Path, objects: LocalObjects) -> None:
+    def __init__(self, folder: Path, objects: Objects) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self.objects = objects

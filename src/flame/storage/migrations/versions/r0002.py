@@ -90,6 +90,13 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_login_sources_at"), ["at"], unique=False)
 
     op.create_table(
+        "object_claims",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("claim", sa.String(length=36), nullable=False),
+        sa.Column("expires", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "claim"),
+    )
+    op.create_table(
         "registries",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -360,6 +367,14 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_role_permissions_role_realm_id"), ["role_realm_id"], unique=False)
 
     op.create_table(
+        "storage_limits",
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("bytes_max", sa.BigInteger(), nullable=True),
+        sa.Column("keep_days", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("project_id"),
+    )
+    op.create_table(
         "user_permissions",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("user_id", sa.String(length=64), nullable=False),
@@ -411,9 +426,13 @@ def upgrade() -> None:
             "registry_id", existing_type=sa.VARCHAR(length=36), type_=sa.String(length=64), existing_nullable=True
         )
         batch_op.create_index(batch_op.f("ix_analyses_registry_id"), ["registry_id"], unique=False)
+        batch_op.create_index("ix_analyses_updated", ["updated_at", "id"], unique=False)
         batch_op.create_foreign_key(
             "analyses_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
         )
+
+    with op.batch_alter_table("analysis_nodes", naming_convention=steps.NAMES) as batch_op:
+        batch_op.add_column(sa.Column("approval_by", sa.String(length=128), nullable=True))
 
     with op.batch_alter_table("clients", naming_convention=steps.NAMES) as batch_op:
         batch_op.add_column(sa.Column("is_confidential", sa.Boolean(), server_default=sa.true(), nullable=False))
@@ -452,11 +471,26 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_nodes_registry_project_id"), ["registry_project_id"], unique=False)
         batch_op.create_unique_constraint("nodes_external_name_registry_id_key", ["external_name", "registry_id"])
         batch_op.create_foreign_key(
-            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
-        )
-        batch_op.create_foreign_key(
             "nodes_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
         )
+        batch_op.create_foreign_key(
+            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
+        )
+
+    with op.batch_alter_table("project_nodes", naming_convention=steps.NAMES) as batch_op:
+        batch_op.add_column(sa.Column("approval_by", sa.String(length=128), nullable=True))
+
+    with op.batch_alter_table("projects", naming_convention=steps.NAMES) as batch_op:
+        batch_op.add_column(sa.Column("purpose", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("data_requested", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("risk", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("legal_basis", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("runtime", sa.String(length=256), nullable=True))
+        batch_op.add_column(sa.Column("contact", sa.String(length=256), nullable=True))
+        batch_op.add_column(sa.Column("expires", sa.String(length=24), nullable=True))
+        batch_op.add_column(sa.Column("ended_at", sa.String(length=24), nullable=True))
+        batch_op.add_column(sa.Column("ending", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("ending_signature", sa.String(length=128), nullable=True))
 
     with op.batch_alter_table("roles", naming_convention=steps.NAMES) as batch_op:
         batch_op.alter_column(
@@ -478,8 +512,8 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("updated_at", sa.String(length=24), nullable=True))
         batch_op.create_index(batch_op.f("ix_sessions_client_id"), ["client_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_sessions_realm_id"), ["realm_id"], unique=False)
-        batch_op.create_foreign_key("sessions_realm_id_fkey", "realms", ["realm_id"], ["id"], ondelete="CASCADE")
         batch_op.create_foreign_key("sessions_client_id_fkey", "clients", ["client_id"], ["id"], ondelete="CASCADE")
+        batch_op.create_foreign_key("sessions_realm_id_fkey", "realms", ["realm_id"], ["id"], ondelete="CASCADE")
 
     with op.batch_alter_table("user_keys", naming_convention=steps.NAMES) as batch_op:
         batch_op.add_column(sa.Column("member", sa.String(length=64), nullable=True))
@@ -490,9 +524,9 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_user_roles_role_realm_id"), ["role_realm_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_user_roles_user_realm_id"), ["user_realm_id"], unique=False)
         batch_op.create_foreign_key(
-            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
         )
         batch_op.create_foreign_key(
-            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
         )
     steps.after_0002(op.get_bind())
