@@ -26,6 +26,9 @@ from flame_hub.models import (
 )
 from flame_hub.types import FilterOperator
 
+from flame.hub.app import ROUTES
+from flame.hub.described import Described
+from flame.hub.resources import Resource
 from integration.hub.world import HubProcess
 
 PASSWORD = "a password for tests"
@@ -532,6 +535,31 @@ def test_queries_as_the_client_writes_them(flame: Flame, study: Study) -> None:
     refused(400, lambda: core.find_projects(filter=before))
     data, meta = core.get_project(study.project.id, meta=True)
     assert data.id == study.project.id and "fields" in meta.response_schema
+
+
+def test_one_record_brings_along_every_relation_that_can_be_included(flame: Flame, study: Study) -> None:
+    """Over every resource of the hub that has relations; in a list as well as alone."""
+    upload(flame, study)
+    http = flame.core._client
+    seen = 0
+    for path, resource in resources_with_relations():
+        (row,) = http.get(flame.url + path, params={"page[limit]": "1"}).json()["data"][:1] or [None]
+        if row is None:
+            continue
+        everything = {"include": ",".join(sorted({*resource.relations, *resource.absent}))}
+        alone = http.get(f"{flame.url}{path}/{row['id']}", params=everything)
+        listed = http.get(flame.url + path, params=everything | {"page[limit]": "1"})
+        assert alone.status_code == listed.status_code == 200, alone.text
+        assert set(resource.relations) <= set(alone.json()["data"]), path
+        assert listed.json()["data"] == [alone.json()["data"]], path
+        seen += 1
+    assert seen >= 12
+
+
+def resources_with_relations() -> list[tuple[str, Resource]]:
+    lists = [route for route in ROUTES if isinstance(route, Described) and route.about.shape == "list"]
+    found = [(route.path, route.about.gives) for route in lists if route.method == "GET"]
+    return [(path, gives) for path, gives in found if isinstance(gives, Resource) and gives.relations]
 
 
 def test_an_unknown_name_is_refused_by_name(flame: Flame) -> None:

@@ -47,7 +47,12 @@ _nodes_valid = _flag(and_(_all_nodes > 0, _all_nodes == _approved))
 def _analysis(row: Row) -> Row:
     for name in _FLAGS & set(row):
         row[name] = bool(row[name])
+    if "userId" in row and row["userId"] is None:
+        row["userId"] = NOBODY  # its account was deleted; FLAME's clients need an id here
     return row
+
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 _FLAGS = frozenset(

@@ -10,10 +10,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from flame.hub.authorisation import Actor
-from flame.hub.columns import fresh
+from flame.hub.columns import fresh, now
 from flame.hub.resources import Resource, Row, camel
 from flame.hub.telemetry.tables import analysis_node_events, events
 
@@ -83,6 +83,11 @@ def write_event(
     )  # fmt: skip
     connection.execute(insert(events).values(**row))
     return str(row["id"])
+
+
+def forget_events(connection: Connection) -> None:
+    """Those whose time is over."""
+    connection.execute(delete(events).where(events.c.expiring.is_(True), events.c.expires_at < now()))
 
 
 def _short(value: object) -> object:
