@@ -60,6 +60,8 @@ NODE = [
         handle TEXT PRIMARY KEY, project TEXT NOT NULL, analysis TEXT NOT NULL, run TEXT NOT NULL, ordinal INTEGER NOT NULL,
         name TEXT NOT NULL, tag TEXT NOT NULL, sealed BLOB NOT NULL, saved REAL NOT NULL);
     """,
+    # where the order of a run stands in the hub's log, once that was proven here
+    "ALTER TABLE runs ADD COLUMN start_leaf INTEGER;",
 ]
 
 RUN_KEYS = [

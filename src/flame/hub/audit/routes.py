@@ -6,6 +6,7 @@ what it is about (`authorisation.readable_log`). So anybody can check the whole 
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from flame.crypto.signatures import verify_event
+from flame.hub.analyses.tables import runs
 from flame.hub.audit import log
 from flame.hub.audit.resources import ENTRY
 from flame.hub.audit.tables import leaves
@@ -28,7 +30,7 @@ from flame.hub.query import parse
 from flame.hub.resources import answer, asked_of, collection, list_rows, read_body, record
 from flame.hub.state import HubState, hub_of
 from flame.model.errors import BadSignature, Malformed, NotAllowed, NotFound
-from flame.protocol.audit import Entry, export_end, export_entry, export_start
+from flame.protocol.audit import Entry, event_of, export_end, export_entry, export_start
 from flame.protocol.documents import Event, SignedEvent
 
 MAX_EVENT: Final = 16 << 10
@@ -133,6 +135,36 @@ async def entry(request: Request) -> Response:
     return record(await hub.database.read(load))
 
 
+async def start(request: Request) -> Response:
+    """The order of one run as it stands in the log, and its way from the head that somebody has seen, in one answer."""
+    actor = await authenticate(request)
+    run, seen = request.path_params["run"], _number(request, "seen")
+    hub = hub_of(request)
+
+    def load(connection: Connection) -> dict[str, Any]:
+        analysis = connection.execute(select(runs.c.analysis_id).where(runs.c.id == run)).scalar()
+        about = (leaves.c.type == "start") & (leaves.c.subject == analysis) & readable_log(actor)
+        wanted = select(leaves.c.idx, leaves.c.leaf).where(about).order_by(leaves.c.idx.desc())
+        for index, leaf in connection.execute(wanted):
+            shown, signed = event_of(leaf.decode())
+            if shown.facts.get("run") == run:
+                return _start(connection, hub, index, signed, seen)
+        raise NotFound("The log holds no order for this run.")
+
+    return record(await hub.database.read(load))
+
+
+def _start(connection: Connection, hub: HubState, index: int, signed: SignedEvent, seen: int) -> dict[str, Any]:
+    newest, signature = hub.log.head(connection)
+    _, proof = hub.log.inclusion(connection, index, newest.size)
+    joined = hub.log.consistency(connection, seen, newest.size) if seen <= newest.size else []
+    return {
+        "index": index, "event": json.loads(signed.event), "signature": signed.signature,
+        "head": log.head_wire(newest, signature), "proof": [h.hex() for h in proof],
+        "seen": seen, "consistency": [h.hex() for h in joined],
+    }  # fmt: skip
+
+
 async def consistency(request: Request) -> Response:
     await authenticate(request)
     old, new = _number(request, "old"), _number(request, "new")
@@ -182,6 +214,7 @@ ROUTES = [
     Described("GET", "/core/audit/leaves", get_leaves, About(query={"from": _COUNT, "to": _COUNT})),
     Described("GET", "/core/audit/entries", entries, About(shape="list", query=asked_of(ENTRY))),
     Described("GET", "/core/audit/entries/{index}", entry, About()),
+    Described("GET", "/core/audit/starts/{run}", start, About(query={"seen": _COUNT})),
     Described("GET", "/core/audit/consistency", consistency, About(query={"old": _COUNT, "new": _COUNT})),
     Described("GET", "/core/audit/inclusion", inclusion, About(query={"index": _COUNT, "size": _COUNT})),
     Described("GET", "/core/audit/export", export, About(shape="flat")),

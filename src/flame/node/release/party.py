@@ -36,6 +36,22 @@ class Parties:
         self._announced: dict[str, Announcement] = {}
         self._changed = threading.Condition()
         self._closed = ""
+        self._start_leaf = -1
+
+    def start_logged_at(self, place: int) -> None:
+        """Where the run's order stands in the hub's log. Nothing is sealed for anybody before members of two organisations
+        (of one, where there are no two) have signed a head of the log that includes it: no hub can keep a run from the log.
+        """
+        self._start_leaf = place
+
+    def _witnessed(self) -> bool:
+        organisations = {party.participant.organisation for party in self._parties.values()}
+        witnesses = {
+            self._parties[node].participant.organisation
+            for node, said in self._announced.items()
+            if said.log_size > self._start_leaf
+        }
+        return len(witnesses) >= min(2, len(organisations))
 
     def __getitem__(self, node: str) -> Party:
         party = self._parties.get(node)
@@ -71,10 +87,16 @@ class Parties:
         """The run key that a participant announced; waits for it. Raises RunFailed at the deadline (monotonic)."""
         party = self[node]
         with self._changed:
-            while node not in self._announced:
+            while node not in self._announced or not self._witnessed():
                 if self._closed:
                     raise RunFailed(self._closed, code="closed")
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                    if node in self._announced:
+                        raise RunFailed(
+                            "Too few participants have seen the order of this run in the hub's log.",
+                            next_step="Ask the hub's operator whether its log is the same for everybody.",
+                            code="start_not_witnessed",
+                        )
                     raise RunFailed(
                         f"{party.participant.name} has not joined the run.",
                         next_step="Ask whether that node is running, has approved the analysis and reaches the hub.",

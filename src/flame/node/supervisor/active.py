@@ -299,6 +299,14 @@ class ActiveRun:
             accepted=self.run.state is not RunState.QUEUED,
         )
         await self._use_number(hex_, self._start.number)
+        await self._see_start(hex_)
+
+    async def _see_start(self, manifest: str) -> None:
+        """The order stands in the log that this node announces; asked for once, also across restarts."""
+        ((known,),) = await self._context.journal.rows("SELECT start_leaf FROM runs WHERE id = ?", self.order.id)
+        if known is None:
+            known = await self._heads.start_of(self.order.id, manifest)
+            await self._context.journal.execute("UPDATE runs SET start_leaf = ? WHERE id = ?", known, self.order.id)
 
     async def _use_number(self, hex_: str, number: int) -> None:
         def write(connection: Any) -> str:
@@ -345,6 +353,9 @@ class ActiveRun:
             on_control=self._on_control,
             public_data=context.policy.public_data,
         )
+        ((start_leaf,),) = await context.journal.rows("SELECT start_leaf FROM runs WHERE id = ?", self.order.id)
+        if start_leaf is not None:  # a run from before an upgrade has none, and goes on as it began
+            parties.start_logged_at(start_leaf)
         announcement = await self._own_announcement(keys)
         rows = await context.journal.rows("SELECT node, body FROM announcements WHERE run = ?", self.order.id)
         for node, body in rows:

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
-from flame.crypto.translog import verify_consistency
+import msgspec
+
+from flame.crypto.canonical import canonical
+from flame.crypto.keys import PublicKey
+from flame.crypto.signatures import verify_event
+from flame.crypto.translog import TreeHead, leaf_hash, verify_consistency, verify_inclusion, verify_tree_head
 from flame.model.errors import FlameError, Malformed, Refused, Unavailable
 from flame.node.context import Context, log, now
+from flame.protocol.documents import Event, SignedEvent
 from flame.protocol.freeze import format_time
 
 HUB = "the hub"
@@ -27,6 +34,66 @@ class Alarm:
     shown_by: str
     kind: str = "head"
     """head, or receipt"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An entry of the log with its proof, as the hub gives it: signed by the hub, included in the head, both checked."""
+
+    index: int
+    event: Event
+    head: TreeHead
+    seen: int
+    joined: list[bytes]
+
+    @classmethod
+    def read(cls, answer: object, hub: PublicKey) -> _Shown:
+        try:
+            given = msgspec.convert(answer, _Answer).data
+            text = canonical(given.event)
+            signature, seal = bytes.fromhex(given.signature), bytes.fromhex(given.head.signature)
+            head = TreeHead(given.head.size, bytes.fromhex(given.head.root), given.head.time)
+            path, joined = ([bytes.fromhex(step) for step in steps] for steps in (given.proof, given.consistency))
+        except (msgspec.ValidationError, ValueError):
+            raise Malformed("The hub's entry for the run's order cannot be read.") from None
+        event: Event = Event.decode(text)
+        verify_event(hub, signature, event.digest)
+        verify_tree_head(hub, seal, head)
+        leaf = leaf_hash(SignedEvent(text.decode(), given.signature).leaf())
+        verify_inclusion(leaf, given.index, head.size, path, head.root)
+        return cls(given.index, event, head, given.seen, joined)
+
+
+class _HeadWire(msgspec.Struct):
+    size: int
+    root: str
+    time: int
+    signature: str
+
+
+class _StartWire(msgspec.Struct):
+    index: int
+    event: dict[str, Any]
+    signature: str
+    head: _HeadWire
+    proof: list[str]
+    seen: int
+    consistency: list[str]
+
+
+class _Answer(msgspec.Struct):
+    data: _StartWire
+
+
+def _joins(low: int, low_root: bytes, high: int, high_root: bytes, proof: list[bytes] | None) -> bool:
+    """Whether a proof that came along shows it; where it does not, the hub is asked."""
+    if proof is None:
+        return False
+    try:
+        verify_consistency(low, low_root, high, high_root, proof)
+    except FlameError:
+        return False
+    return True
 
 
 class Heads:
@@ -58,12 +125,33 @@ class Heads:
         size, root = self._context.link.newest_head
         return {"entries": size, "root": root.hex(), "alarm": self.broken}
 
-    async def take(self, size: int, root: bytes, shown_by: str) -> None:
-        """A head that somebody shows. Raises Refused (``log_forked``) when it and the newest do not fit together,
-        Unavailable when the hub cannot be asked now."""
+    async def start_of(self, run: str, manifest: str) -> int:
+        """The place of a run's order in the hub's log, once the newest head here includes it.
+
+        Raises Refused for an entry that is not the hub's, not about this run, or not in the log; Unavailable while the
+        hub shows none.
+        """
+        seen = self._context.link.newest_head[0]
+        try:
+            answer = await self._context.link.request("GET", f"/core/audit/starts/{run}?seen={seen}")
+        except FlameError as error:
+            raise Unavailable(f"The hub does not show the run's order in its log: {error.message}") from None
+        shown = _Shown.read(answer, PublicKey.from_hex_pem(self._context.enrolled.hub_key))
+        facts = shown.event.facts
+        if shown.event.type != "start" or (facts.get("run"), facts.get("manifest")) != (run, manifest):
+            raise Refused("The hub shows another entry of its log than the order of this run.", code="start_not_logged")
+        await self.take(shown.head.size, shown.head.root, HUB, shown.joined if shown.seen == seen else None)
+        return shown.index
+
+    async def take(self, size: int, root: bytes, shown_by: str, proof: list[bytes] | None = None) -> None:
+        """A head that somebody shows; `proof`: what came along with it, from the newest head known here.
+
+        Raises Refused (``log_forked``) when it and the newest do not fit together, Unavailable when the hub cannot be
+        asked now.
+        """
         async with self._lock:
             own_size, own_root = self._context.link.newest_head
-            if own_size and (size, root) != (own_size, own_root):
+            if own_size and (size, root) != (own_size, own_root) and not _joins(own_size, own_root, size, root, proof):
                 await self._compare(size, root, own_size, own_root, shown_by)
             if shown_by == HUB:
                 self._unproven = ""
