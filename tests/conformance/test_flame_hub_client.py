@@ -90,14 +90,22 @@ def token_client(url: str) -> httpx2.Client:
     return httpx2.Client(base_url=f"{url}/auth", trust_env=False)
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
-    """As FLAME's own test suites start one."""
-    hub = HubProcess(
-        tmp_path_factory.mktemp("hub"), admin_password=PASSWORD, skip_project_approval="1", skip_analysis_approval="1"
-    )
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+    """As FLAME's own test suites start one; on either database."""
+    more = {"skip_project_approval": "1", "skip_analysis_approval": "1"}
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres")
+        more["database_url"] = server.setting(server.fresh())
+    hub = HubProcess(tmp_path_factory.mktemp("hub"), admin_password=PASSWORD, **more)
     yield hub
     hub.stop()
+
+
+@pytest.fixture(autouse=True)
+def form(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    if "hub" in request.fixturenames:
+        record_property("form", f"the official client on {request.node.callspec.params['hub']}")
 
 
 @pytest.fixture(scope="module")
