@@ -191,7 +191,16 @@ class Bucket:
     """node id -> default or aggregator, of the analysis' nodes"""
 
 
-Resource = Hub | Realm | Rights | Node | Project | Analysis | Membership | Bucket
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A person's public key."""
+
+    owner: Realm
+    asks: frozenset[str] = frozenset()
+    """The nodes that the person's projects ask."""
+
+
+Resource = Hub | Realm | Rights | Node | Project | Analysis | Membership | Bucket | Key
 
 
 def may(actor: Actor, action: Action, resource: Resource) -> Decision:
@@ -204,6 +213,10 @@ def may(actor: Actor, action: Action, resource: Resource) -> Decision:
             return _realm(actor, action, resource)
         case Rights():
             return _rights(actor, resource)
+        case Key() if actor.kind == "client" and not actor.is_admin:
+            return _yes(action is Action.READ and actor.node in resource.asks, "This key is not visible to you.")
+        case Key():
+            return may(actor, action, resource.owner)
         case Node():
             return _node(actor, action, resource)
         case Project():
@@ -368,6 +381,8 @@ def _bucket(actor: Actor, action: Action, bucket: Bucket) -> Decision:
 
 
 def _bucket_for_node(actor: Actor, action: Action, bucket: Bucket) -> Decision:
+    if action is Action.READ and bucket.analysis is not None and actor.analysis == bucket.analysis.id:
+        return YES
     role = bucket.roles.get(actor.node or "")
     if role is None:
         return Decision(False, "This node does not take part in the analysis.")
