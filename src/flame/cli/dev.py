@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from flame.cli.options import Json, ended_by_signals, read_sites
+from flame.cli.options import Json, ended_by_signals, read_interpreters, read_sites
 from flame.cli.output import Output, told_errors
-from flame.model.errors import Conflict, Invalid, NotFound, RunFailed
+from flame.model.errors import Conflict, RunFailed
+from flame.researcher.program import choose_entrypoint, read_program
 
 if TYPE_CHECKING:
     from flame.lab.federation import Federation, Outcome, Site
@@ -23,7 +24,6 @@ app = typer.Typer(
 )
 
 DEFAULT_DIRECTORY: Final = Path(".flame-dev")
-MAX_PROGRAM_BYTES: Final = 64 << 20
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", envvar="FLAME_DEV_DIR", help="The federation's directory.")]
@@ -41,6 +41,14 @@ def up(
     public: Annotated[
         bool, typer.Option("--public", help="The data given with --site are public: warn instead of refusing.")
     ] = False,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--environment",
+            metavar="NAME=PYTHON",
+            help="A Python of this machine, with what is installed beside it, for programs to run in; repeat for others.",
+        ),
+    ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Let the hub record every byte, for `flame dev status` to count.")
     ] = False,
@@ -49,20 +57,24 @@ def up(
 ) -> None:
     """Start a hub, data hospitals and an aggregator, and leave them running.
 
-    Without --site the hospitals have the breast cancer data (column `malignant` and 30 covariates).
+    Without --site the hospitals have the breast cancer data (column `malignant` and 30 covariates). With --environment,
+    a --site folder is served as it is to programs written for FLAME: its files as S3 objects, its *.ndjson as FHIR.
     """
     with told_errors(json), ended_by_signals(), ExitStack() as stack:
         from flame.cli.progress import progress
         from flame.lab.federation import Federation
         from flame.researcher.session import Progress
 
-        sites, known_public = _sites(hospitals, read_sites(site or (), (".csv", ".parquet")), stack)
+        interpreters = read_interpreters(environment or ())
+        given = read_sites(site or (), (".csv", ".parquet"), folders=bool(interpreters))
+        sites, known_public = _sites(hospitals, given, stack)
         view = stack.enter_context(progress(json))
         federation = Federation.up(
             dir,
             sites,
             public_data=public or known_public,
             record=record,
+            interpreters=interpreters,
             progress=lambda stage, text: view(Progress(stage, None, 0, text)),
         )
         stack.close()
@@ -112,6 +124,15 @@ def submit(
         str | None,
         typer.Option("--entrypoint", metavar="FILE", help="The file that runs. (default: main.py)", show_default=False),
     ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--environment",
+            metavar="NAME",
+            help="What it runs in: a name given to `dev up --environment`. (default: FLAME's own SDK)",
+            show_default=False,
+        ),
+    ] = None,
     title: Annotated[str, typer.Option("--title", help="What the stewards read.")] = "",
     out: Annotated[
         Path | None,
@@ -135,7 +156,9 @@ def submit(
         files = read_program(program)
         first = choose_entrypoint(files, entrypoint)
         with progress(json) as view:
-            outcome = federation.submit(files, entrypoint=first, title=title or program.resolve().stem, progress=view)
+            outcome = federation.submit(
+                files, entrypoint=first, title=title or program.resolve().stem, progress=view, environment=environment
+            )
         folder = out or Path(f"flame-results-{outcome.analysis[:8]}")
         Output(json).document(_outcome_document(outcome, folder), f"The analysis {outcome.status}.")
         if outcome.status != "executed":
@@ -150,44 +173,6 @@ def _log_command(federation: Federation, outcome: Outcome) -> str:
     failed = (node for node in federation.nodes if outcome.reason.startswith(f"{node.name}: "))
     node = next(failed, federation.aggregator)
     return f"flame node log {outcome.run} --dir {shlex.quote(str(node.directory))}"
-
-
-def read_program(path: Path) -> dict[str, bytes]:
-    """A program's files by relative name. Hidden files and byte code stay behind.
-
-    Raises NotFound, Invalid (no file, links, more than 64 MB).
-    """
-    if path.is_file():
-        return {path.name: path.read_bytes()}
-    if not path.is_dir():
-        raise NotFound(f"There is no program at {path}.", next_step="Name a Python file, or a folder of files.")
-    files: dict[str, bytes] = {}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or file.is_dir():
-            continue
-        if file.is_symlink():
-            raise Invalid(f"{file} is a link.", next_step="Put the file itself into the program's folder.")
-        files[name.as_posix()] = file.read_bytes()
-    if not files or sum(map(len, files.values())) > MAX_PROGRAM_BYTES:
-        raise Invalid(f"{path} holds no program: it is empty, or larger than {MAX_PROGRAM_BYTES >> 20} MB.")
-    return files
-
-
-def choose_entrypoint(files: dict[str, bytes], wanted: str | None) -> str:
-    """The file that runs: the one asked for, main.py, or the only Python file. Raises NotFound, Invalid."""
-    if wanted is not None:
-        if wanted not in files:
-            raise NotFound(
-                f"The program has no file '{wanted[:200]}'.", next_step=f"It has: {', '.join(sorted(files)[:20])}."
-            )
-        return wanted
-    programs = [name for name in files if name.endswith(".py")]
-    if "main.py" in programs:
-        return "main.py"
-    if len(programs) == 1:
-        return programs[0]
-    raise Invalid("It is not clear which file runs.", next_step="Name it with --entrypoint FILE.")
 
 
 def _sites(hospitals: int | None, given: tuple[Site, ...], stack: ExitStack) -> tuple[list[Site], bool]:

@@ -23,7 +23,7 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _SHORTEST: Final = 3  # a node's name at the hub, by FLAME's API
 
 
-def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tuple[Site, ...]:
+def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",), *, folders: bool = False) -> tuple[Site, ...]:
     """``NAME=PATH``, repeated; a folder stands for the one table in it. Raises Invalid, NotFound.
 
     A name of one or two characters becomes ``site-NAME``.
@@ -39,7 +39,7 @@ def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tupl
                 next_step="A name has 1 to 64 letters, digits, '-' and '_', as in --site Mainz=mainz.csv.",
             )
         named = name if len(name) >= _SHORTEST else f"site-{name}"
-        sites.append(Site(named, _table(name, Path(path).expanduser(), endings).absolute()))
+        sites.append(Site(named, _data(name, Path(path).expanduser(), endings, folders).absolute()))
     for number, site in enumerate(sites):
         same = [other.name for other in sites[:number] if other.name.lower() == site.name.lower()]
         if same:
@@ -53,6 +53,24 @@ def read_sites(texts: Sequence[str], endings: Sequence[str] = (".csv",)) -> tupl
                 next_step="Choose a name other than 'aggregator' and 'hub'.",
             )
     return tuple(sites)
+
+
+def _data(name: str, path: Path, endings: Sequence[str], folders: bool) -> Path:
+    return path if folders and path.is_dir() else _table(name, path, endings)
+
+
+def read_interpreters(texts: Sequence[str]) -> dict[str, Path]:
+    """``NAME=PYTHON`` as names of environments and their interpreters. Raises Invalid."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path or name in found:
+            raise Invalid(
+                f"--environment {text[:100]!r} is not NAME=PYTHON, each name once.",
+                next_step="Write old=/srv/env/bin/python.",
+            )
+        found[name] = Path(path).expanduser().absolute()
+    return found
 
 
 def _table(name: str, path: Path, endings: Sequence[str]) -> Path:

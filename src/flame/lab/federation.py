@@ -35,7 +35,7 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Site:
-    """A data hospital and its file."""
+    """A data hospital and its file, or a folder of files."""
 
     name: str
     path: Path | None
@@ -84,6 +84,8 @@ class Federation:
     image: str
     recorded: bool = False
     project: str = ""
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Registered besides: name -> digest, and the id of the hub's master image."""
     _session: ResearcherSession | None = field(default=None, repr=False)
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -98,9 +100,11 @@ class Federation:
         record: bool = False,
         progress: Tell = lambda stage, text: None,
         variables: Mapping[str, Mapping[str, str]] | None = None,
+        interpreters: Mapping[str, Path] | None = None,
     ) -> Federation:
         """Start everything. On any failure what was started is ended again.
 
+        interpreters: Python interpreters of this machine, by the name under which programs may ask for them.
         variables: for tests, environment of single processes by name ("hub" or a node's name).
         """
         directory = directory.resolve()
@@ -117,7 +121,9 @@ class Federation:
         directory.mkdir(parents=True, exist_ok=True)
         starting = _Starting(directory, variables or {})
         try:
-            federation = starting.bring_up(list(sites), public_data=public_data, record=record, progress=progress)
+            federation = starting.bring_up(
+                list(sites), public_data=public_data, record=record, progress=progress, interpreters=interpreters or {}
+            )
         except BaseException:
             starting.end_all()
             _remove_folders(directory)  # keys, databases and copies of data among them
@@ -156,6 +162,7 @@ class Federation:
             "image": self.image,
             "recorded": self.recorded,
             "project": self.project,
+            "environments": self.environments,
         }
         temporary = path.with_suffix(".new")
         temporary.touch(mode=0o600)
@@ -264,6 +271,7 @@ class Federation:
         parameters: Mapping[str, Any] | None = None,
         progress: Callable[[Progress], None] = lambda step: None,
         arguments: Sequence[str] = (),
+        environment: str | None = None,
     ) -> Outcome:
         """Project, upload, lock, signature, approvals, build, start order, watching, opening: everything."""
         clock = _Clock()
@@ -274,8 +282,8 @@ class Federation:
             files,
             entrypoint=entrypoint,
             title=title,
-            image=self.image,
-            environment=self.environment,
+            image=self.image_of(environment),
+            environment=self.environment_of(environment),
             nodes=self.known_nodes,
             arguments=arguments,
         )
@@ -288,6 +296,27 @@ class Federation:
         self.session.start(submission, parameters=parameters)
         clock.lap("start")
         return self.finish(submission, progress, clock)
+
+    def environment_of(self, name: str | None) -> Environment:
+        """A registered environment; None: the one with FLAME's own SDK. Raises NotFound."""
+        if name is None:
+            return self.environment
+        self._need_environment(name)
+        return Environment(name, self.environments[name]["digest"])
+
+    def image_of(self, name: str | None) -> str:
+        if name is None:
+            return self.image
+        self._need_environment(name)
+        return self.environments[name]["image"]
+
+    def _need_environment(self, name: str) -> None:
+        if name not in self.environments:
+            known = ", ".join(sorted(self.environments)) or "none besides FLAME's own"
+            raise NotFound(
+                f"This federation has no environment '{name[:64]}' (it has: {known}).",
+                next_step="Start it with `flame dev up --environment NAME=PYTHON`.",
+            )
 
     def finish(self, submission: Submission, progress: Callable[[Progress], None], clock: _Clock) -> Outcome:
         names = {node.id: node.name for node in self.nodes}
@@ -401,8 +430,16 @@ class _Starting:
         self._directory, self._variables = directory, variables
         self._children: list[Child] = []
 
-    def bring_up(self, sites: list[Site], *, public_data: bool, record: bool, progress: Tell) -> Federation:
-        from flame.lab.environment import ensure_environment
+    def bring_up(
+        self,
+        sites: list[Site],
+        *,
+        public_data: bool,
+        record: bool,
+        progress: Tell,
+        interpreters: Mapping[str, Path],
+    ) -> Federation:
+        from flame.lab.environment import ensure_environment, register_interpreter
 
         names = [*(site.name for site in sites), AGGREGATOR]
         if len(set(names)) != len(names):
@@ -423,6 +460,8 @@ class _Starting:
         node_dirs = {name: self._directory / "nodes" / name for name in names}
         nodes = {name: self._spawn(name, ["-m", "flame.node", str(node_dirs[name]), "--enrol"], {}) for name in names}
         environment = ensure_environment()
+        registry = _registry_of(environment.record.parent)
+        others = {name: register_interpreter(name, python, registry) for name, python in interpreters.items()}
         hub_file = wait_for_file(self._directory / "hub" / "hub.json", hub)
         url = str(hub_file["url"])
         admin = Credentials("admin", (self._directory / "hub" / "admin-password").read_text().strip())
@@ -431,7 +470,11 @@ class _Starting:
         infos = self._enrol(api, url, sites, nodes, node_dirs)
         progress("people", "researcher and stewards")
         researcher, keys = self._researcher(api, url)
-        image = self._image(api, environment.digest)
+        image = self._image(api, IMAGE, environment.digest)
+        environments = {
+            name: {"digest": other.digest, "image": self._image(api, name, other.digest)}
+            for name, other in others.items()
+        }
         for info in infos:
             _equip(info, sites, environment.record.parent, public_data)
             nodes[info.name].say(go="on")
@@ -447,6 +490,7 @@ class _Starting:
             environment=Environment(IMAGE, environment.digest),
             image=image,
             recorded=record,
+            environments=environments,
         )
         federation._each(lambda node: _confirm_everyone(federation, node, keys))
         federation.save()
@@ -513,11 +557,9 @@ class _Starting:
         ResearcherSession(Api.login(url, credentials.username, credentials.password), keys).register_keys()
         return credentials, keys
 
-    def _image(self, api: Api, digest: str) -> str:
-        """Register the environment's digest as the master image that analyses are built on."""
-        return str(
-            api.post("/core/master-images", {"virtualPath": IMAGE, "path": IMAGE, "digest": digest})["data"]["id"]
-        )
+    def _image(self, api: Api, name: str, digest: str) -> str:
+        """Register an environment's digest as a master image that analyses are built on."""
+        return str(api.post("/core/master-images", {"virtualPath": name, "path": name, "digest": digest})["data"]["id"])
 
     def _running(self, info: NodeInfo, child: Child) -> NodeInfo:
         said = wait_for_file(info.directory / "node.json", child)
@@ -557,8 +599,11 @@ def _place_data(directory: Path, source: Path, public_data: bool) -> None:
     folder = directory / "data"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / source.name
-    shutil.copyfile(source, target)
-    target.chmod(0o600)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+    else:
+        shutil.copyfile(source, target)
+        target.chmod(0o600)
     _write_source(directory, target, (), public_data)
 
 
