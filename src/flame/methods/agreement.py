@@ -147,9 +147,9 @@ class Site:
         levels: dict[str, Levels] = {}
         for name, agreed in layout.items():
             column = self._columns[name]
-            if agreed is not None and self._kinds[name] == "either" and not isinstance(column, list):
-                if not _absent(column).all():
-                    raise MixedTypes(name)
+            is_number = not isinstance(column, list) and not _absent(column).all()
+            if agreed is not None and self._kinds[name] == "either" and is_number:
+                raise MixedTypes(name)
             if agreed is None:
                 if isinstance(column, list):
                     raise MixedTypes(name)

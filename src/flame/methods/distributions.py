@@ -34,6 +34,22 @@ def normal_quantile(p: float) -> float:
     return float(_special().ndtri(p))
 
 
+def hypergeometric_two_sided(a: int, b: int, c: int, d: int) -> float:
+    """Fisher's exact test of a 2 x 2 table: the tables that are no more likely than this one."""
+    row, column, n = a + b, a + c, a + b + c + d
+    gamma = _special().gammaln
+
+    def log_choose(total: int, part: int) -> float:
+        return float(gamma(total + 1) - gamma(part + 1) - gamma(total - part + 1))
+
+    def log_probability(k: int) -> float:
+        return log_choose(column, k) + log_choose(n - column, row - k) - log_choose(n, row)
+
+    limit = log_probability(a) + 1e-7
+    tables = range(max(0, row + column - n), min(row, column) + 1)
+    return min(1.0, math.fsum(math.exp(v) for k in tables if (v := log_probability(k)) <= limit))
+
+
 def _special() -> Any:
     try:
         from scipy import special

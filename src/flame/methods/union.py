@@ -90,7 +90,7 @@ def _pure(table: NDArray[np.int64]) -> NDArray[np.intp]:
     held = np.flatnonzero(table[:, 0] > 0)
     count, rest = table[held, :1], table[held, 1:]
     whole = (rest % count == 0).all(axis=1) & (rest >= 0).all(axis=1)
-    held = held[whole]
+    held = np.asarray(held[whole])
     if not len(held):
         return held
     single = table[held, 1:] // table[held, :1]
