@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +18,24 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from starlette.routing import Route, WebSocketRoute
-from world import HubProcess, Study, World
+from world import PASSWORD, HubProcess, Study, World
 
 from flame.hub.app import ROUTES
 from flame.hub.described import Described
 
-EXAMPLES = 6
+EXAMPLES = 5
 """For each operation and each actor: bounded, because all of it runs in every build."""
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+    more = {}
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres")
+        more["database_url"] = server.setting(server.fresh())
+    hub = HubProcess(tmp_path_factory.mktemp("hub"), admin_password=PASSWORD, **more)
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture(scope="module")

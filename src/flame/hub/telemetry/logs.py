@@ -198,7 +198,7 @@ def _routes(path: str, *, of_node: bool | None) -> list[Route]:
 
     filters = {f"filter[{name}]": in_query() for name in sorted(names)}
     pages = {"page[limit]": in_query("integer", minimum=0), "page[offset]": in_query("integer", minimum=0)}
-    about = About(Line, "list", query=filters | pages | {"sort": in_query(enum=["time", "-time"])})
+    about = About(Line, "list", query=filters | pages | {"sort": in_query(enum=["time", "-time"])}, errors=(404,))
     return [
         Described("GET", path, many, about),
         Described("DELETE", path, remove, About(shape="nothing", status=202, query=filters)),
