@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import URL
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -104,14 +105,18 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
     return hub, database.write_blocking(lambda c: first_start(c, hub.log, settings.admin_password))
 
 
-def open_database(settings: Settings) -> Database:
-    """SQLite below the directory, or the PostgreSQL that the settings name. Raises Invalid, Conflict, Unavailable."""
+def database_place(settings: Settings) -> Path | URL:
+    """The SQLite file below the directory, or the PostgreSQL that the settings name. Raises Invalid."""
     if settings.database_url is None:
-        database = Database(settings.dir / "hub.db", bytes_max=settings.storage_bytes_max)
-    else:
-        from flame.storage.postgresql import database_url
+        return settings.dir / "hub.db"
+    from flame.storage.postgresql import database_url
 
-        database = Database(database_url(settings.database_url, _secret(settings.database_password_file)))
+    return database_url(settings.database_url, _secret(settings.database_password_file))
+
+
+def open_database(settings: Settings) -> Database:
+    """Raises Invalid, Conflict, Unavailable."""
+    database = Database(database_place(settings), bytes_max=settings.storage_bytes_max)
     database.open()
     return database
 

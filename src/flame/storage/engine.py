@@ -129,6 +129,11 @@ class Database:
         """Run on a read-only connection, in a thread; sees everything that was committed, as of one moment."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_blocking, operation)
 
+    @property
+    def read_engine(self) -> Engine:
+        """For what takes long: a transaction of its own, beside `read`'s."""
+        return self._reader
+
     def read_blocking(self, operation: Operation[T]) -> T:
         try:
             return self._read(operation)

@@ -8,7 +8,7 @@ letter names it (``blob``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -145,9 +145,17 @@ class SqlMailbox:
     def __init__(self, database: Database, quota: Quota = Quota()) -> None:
         self._database = database
         self._quota = quota
+        self.tell: Callable[[Connection, Iterable[str]], None] | None = None
+        """Tells other processes, within the transaction, for whom a letter is stored."""
 
     async def put(self, letter: Letter, recipients: Sequence[str]) -> dict[str, int] | None:
-        return await self._database.write(lambda c: _put(c, letter, recipients, self._quota), "mailbox")
+        def write(connection: Connection) -> dict[str, int] | None:
+            seqs = _put(connection, letter, recipients, self._quota)
+            if seqs and self.tell is not None:
+                self.tell(connection, seqs)
+            return seqs
+
+        return await self._database.write(write, "mailbox")
 
     async def arrived(self, sender: str, msg_id: bytes, blob: str) -> bool:
         values = {"sender_": sender, "id_": msg_id, "blob_": blob}

@@ -43,7 +43,7 @@ def prepare(connection: Connection, metadata: MetaData) -> None:
     elif found != HEAD:
         raise Conflict(
             f"The database has the schema of an older release ({found}); this release needs {HEAD}.",
-            next_step="Stop every hub process, back up, then run `flame hub migrate`.",
+            next_step="Stop every hub process, then run `flame hub migrate`.",
         )
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from flame.hub.state import HubState
 
 CLAIM_SECONDS: Final = 24 * 3600
+HELD: Final = "*"
+"""Claimed as a name, it holds everything: a backup is being taken."""
 GRACE_SECONDS: Final = 3600.0
 """An object that nothing names may be one whose row is being written by another process."""
 AT_ONCE: Final = 50
@@ -65,8 +67,10 @@ async def collect(hub: HubState, names: Sequence[str]) -> int:
 
 def _remove_unneeded(connection: Connection, objects: Objects, names: Sequence[str]) -> int:
     rows = connection.execute(select(bucket_files.c.hash).where(bucket_files.c.hash.in_(names))).scalars()
-    claimed = connection.execute(select(object_claims.c.name).where(object_claims.c.name.in_(names))).scalars()
-    unneeded = set(names) - set(rows) - set(claimed)
+    claimed = set(
+        connection.execute(select(object_claims.c.name).where(object_claims.c.name.in_([HELD, *names]))).scalars()
+    )
+    unneeded = set() if HELD in claimed else set(names) - set(rows) - claimed
     for name in unneeded:
         objects.remove_blocking(key_of(name))
     return len(unneeded)

@@ -35,6 +35,16 @@ def upgrade(where: Path | URL, to: str = HEAD) -> tuple[str | None, str]:
         engine.dispose()
 
 
+def revision(where: Path | URL) -> str | None:
+    """The revision of a database; None: it is empty."""
+    engine = _engine(where)
+    try:
+        with engine.begin() as connection:
+            return current(connection)
+    finally:
+        engine.dispose()
+
+
 def scripts() -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
