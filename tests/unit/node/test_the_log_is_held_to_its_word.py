@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
+import msgspec
 import pytest
 
-from flame.crypto.keys import IdentityKey
+import node_world
+from flame.crypto.announce import Announcement, sign_announcement
+from flame.crypto.keys import HybridKey, IdentityKey
+from flame.crypto.signatures import sign_event
 from flame.crypto.translog import (
     TreeHead,
     consistency_proof,
@@ -20,11 +26,12 @@ from flame.crypto.translog import (
     root_of,
     sign_tree_head,
 )
-from flame.model.errors import Refused, Unavailable
+from flame.model.errors import BadSignature, Refused, RunFailed, Unavailable
+from flame.node.release.party import Parties, Party
 from flame.node.schema import NODE
 from flame.node.supervisor.events import Events
 from flame.node.supervisor.heads import HUB, Heads
-from flame.protocol.documents import SignedEvent
+from flame.protocol.documents import Event, SignedEvent
 from flame.storage.journal import Journal
 
 
@@ -35,6 +42,8 @@ class Hub:
         self.key = IdentityKey.generate()
         self.hashes = [leaf_hash(str(number).encode()) for number in range(entries)]
         self.forgets = self.away = False
+        self.signs_orders = self.key
+        self.order: dict[str, str] = {}
 
     def grow(self, *words: str) -> None:
         self.hashes += [leaf_hash(word.encode()) for word in words]
@@ -48,11 +57,28 @@ class Hub:
             raise Unavailable("The hub cannot be reached.")
         if path == "/core/audit/events":
             return {"data": self._receipt(leaf_hash(SignedEvent(**body).leaf()))}
+        if path.startswith("/core/audit/starts/"):
+            return {"data": self._start(int(path.rpartition("=")[2]))}
         values = [int(part.partition("=")[2]) for part in path.partition("?")[2].split("&")]
         if max(values) > len(self.hashes):
             raise Refused(f"There is no step to {max(values)} entries in a log of {len(self.hashes)}.", status=400)
         prove = consistency_proof if "consistency" in path else inclusion_proof
         return {"data": {"proof": [step.hex() for step in prove(self.hashes, *values)]}}
+
+    def _start(self, seen: int) -> dict[str, Any]:
+        facts = {"run": "a run", "manifest": "a digest", "number": 1} | self.order
+        event = Event("start", "00" * 32, "an analysis", "2026-01-01T00:00:00Z", facts, "00" * 16)
+        signature = sign_event(self.signs_orders, event.digest).hex()
+        if not self.forgets:
+            self.hashes.append(leaf_hash(SignedEvent(event.encoded().decode(), signature).leaf()))
+        size, root = self.head
+        head = {"size": size, "root": root.hex(), "time": 1}
+        head["signature"] = sign_tree_head(self.key, TreeHead(size, root, 1)).hex()
+        return {
+            "index": size - 1, "event": msgspec.to_builtins(event), "signature": signature, "head": head, "seen": seen,
+            "proof": [step.hex() for step in inclusion_proof(self.hashes, size - 1, size)],
+            "consistency": [step.hex() for step in consistency_proof(self.hashes, seen, size)],
+        }  # fmt: skip
 
     def _receipt(self, leaf: bytes) -> dict[str, Any]:
         if not self.forgets:
@@ -232,3 +258,71 @@ def test_a_log_that_was_emptied_or_cut_is_refused(journal: Journal, left: int) -
         node.heads.demand()
 
     asyncio.run(scene())
+
+
+# --- the order of a run -----------------------------------------------------------------------------------------------
+
+
+def test_an_order_is_believed_from_the_log_alone(journal: Journal) -> None:
+    async def scene() -> None:
+        node = Node(journal, Hub())
+        await node.heads.take(*node.hub.head, HUB)
+        place = await node.heads.start_of("a run", "a digest")
+        assert place == 5
+        assert node.context.link.newest_head == node.hub.head, "and what this node announces includes it"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("how", ["another run", "another manifest", "signed by another", "not in the log", "away"])
+def test_an_order_that_the_log_does_not_hold_starts_nothing(journal: Journal, how: str) -> None:
+    async def scene() -> None:
+        node = Node(journal, Hub())
+        await node.heads.take(*node.hub.head, HUB)
+        expected: type[Exception] = Refused
+        match how:
+            case "another run":
+                node.hub.order = {"run": "yesterday's"}
+            case "another manifest":
+                node.hub.order = {"manifest": "not the approved one"}
+            case "signed by another":
+                node.hub.signs_orders, expected = IdentityKey.generate(), BadSignature
+            case "not in the log":
+                node.hub.forgets = True
+            case "away":
+                node.hub.away, expected = True, Unavailable
+        with pytest.raises(expected):
+            await node.heads.start_of("a run", "a digest")
+
+    asyncio.run(scene())
+
+
+def announced(parties: Parties, keys: dict[str, IdentityKey], sizes: list[int]) -> list[str]:
+    """Each participant announces itself with a head of so many entries."""
+    moment, nodes = int(time.time()), list(keys)
+    for node, size in zip(nodes, sizes, strict=True):
+        said = Announcement(
+            run=bytes(32), manifest=bytes(32), node=UUID(node).bytes, role=parties[node].participant.role,
+            run_key=HybridKey.generate().public_bytes, mask_key=b"\x09" + bytes(31), log_size=size, log_root=bytes(32),
+            created=moment, expires=moment + 60,
+        )  # fmt: skip
+        parties.take(node, sign_announcement(keys[node], said), moment)
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "witnessed"), [([8, 8, 8], True), ([8, 8, 7], True), ([8, 7, 7], False), ([0, 0, 0], False)]
+)
+def test_nothing_is_sealed_before_two_organisations_have_seen_the_order(sizes: list[int], witnessed: bool) -> None:
+    participants = list(node_world.manifest().participants)[:3]
+    assert len({p.organisation for p in participants}) == 3
+    keys = {p.node: IdentityKey.generate() for p in participants}
+    parties = Parties(bytes(32), bytes(32), [Party(p, keys[p.node].public) for p in participants])
+    parties.start_logged_at(7)
+    nodes = announced(parties, keys, sizes)
+    if witnessed:
+        assert len(parties.key_of(nodes[1], time.monotonic())) == 1216
+    else:
+        with pytest.raises(RunFailed) as caught:
+            parties.key_of(nodes[1], time.monotonic())
+        assert caught.value.code == "start_not_witnessed"
