@@ -359,8 +359,8 @@ def _membership(actor: Actor, action: Action, place: Membership) -> Decision:
     steward = actor.kind == "user" and actor.can(f"{place.subject}_approve") and actor.realm == place.node_realm
     if steward and actor.id in place.creators and not place.self_approval:
         return Decision(False, "Who asks for an analysis does not approve it.", "Ask another steward of the hospital.")
-    tested = place.self_approval and actor.is_admin  # as FLAME's own clients do; like any decision here it runs nothing
-    return _yes(own or steward or tested, "Only the node itself, or a steward of its realm, decides for it.")
+    stands_in = place.rehearsal and actor.is_admin
+    return _yes(own or steward or stands_in, "Only the node itself, or a steward of its realm, decides for it.")
 
 
 def _bucket(actor: Actor, action: Action, bucket: Bucket) -> Decision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -14,6 +15,8 @@ import httpx2
 import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
+from websockets.exceptions import ConnectionClosed
+from wire import channel
 from world import PASSWORD, HubProcess, Person, World, jwk
 
 from flame.crypto.keys import IdentityKey
@@ -353,3 +356,17 @@ def test_a_cookie_or_a_query_is_no_bearer(world: World) -> None:
 def test_names_carry_no_control_characters(world: World, name: str) -> None:
     for path in ("/auth/users", "/auth/clients", "/auth/roles"):
         world.admin.refused(400, "POST", path, json={"name": name})
+
+
+def test_a_node_whose_client_is_closed_is_disconnected(world: World) -> None:
+    node = world.node(world.realm("closing"))
+
+    async def connected() -> None:
+        async with channel(world, node) as wire:
+            await asyncio.to_thread(world.admin.change, f"/auth/clients/{node.client}", active=False)
+            with pytest.raises(ConnectionClosed):
+                await wire.next(str, seconds=10)
+
+    asyncio.run(connected())
+    node.refused(401, "GET", "/auth/userinfo")
+    assert "Client authentication failed" in token(world, 401, **world.assertion(node))["message"]

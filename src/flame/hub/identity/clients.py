@@ -115,7 +115,9 @@ async def update_client(request: Request) -> Response:
         hub.log.tell(connection, "administration", key, {"changed": "client", "by": actor.id})
         return get_row(connection, actor, known.CLIENT, key)
 
-    return record(await hub.database.write(store), known.CLIENT, 202)
+    row = await hub.database.write(store)
+    hub.channels.stir(key)  # a node that is connected as this client hears of it
+    return record(row, known.CLIENT, 202)
 
 
 async def delete_client(request: Request) -> Response:

@@ -184,7 +184,9 @@ async def delete_node(request: Request) -> Response:
         hub.log.tell(connection, "administration", key, {"deleted": "node", "by": actor.id})
         return shown
 
-    return record(await hub.database.write(store), NODE, 202)
+    shown = await hub.database.write(store)
+    hub.channels.stir(shown["clientId"])  # its open line ends
+    return record(shown, NODE, 202)
 
 
 class RegistryCredentials(Struct, rename="camel"):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from flame.hub.identity.sessions import authenticate
+from flame.hub.identity.sessions import actor_of_subject, authenticate
 from flame.hub.relay.channels import Channel
 from flame.hub.relay.greeting import welcome
 from flame.hub.relay.intake import acknowledged, judge, node_of, store
 from flame.hub.relay.presence import set_online
 from flame.hub.state import HubState, hub_of
-from flame.model.errors import FlameError, Incompatible, Invalid, Malformed
+from flame.model.errors import FlameError, Incompatible, Invalid, Malformed, NotAuthenticated, Unavailable
 from flame.protocol.control import (
     MAX_FRAME,
     Ack,
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from flame.hub.relay.intake import Addressed
 
 MAX_AT_ONCE: Final = 64
+LOOK_AGAIN: Final = 300.0
 BAD_FRAME, REPLACED, WRONG_VERSION = 4400, 4409, 4426
 
 
 async def control(socket: WebSocket) -> None:
     hub = hub_of(socket)
     try:
-        node = node_of(await authenticate(socket))
+        actor = await authenticate(socket)
+        node = node_of(actor)
     except FlameError as error:
         await socket.send_denial_response(Response(error.message, error.status))
         return
@@ -50,7 +52,7 @@ async def control(socket: WebSocket) -> None:
     hub.channels.add(channel)
     await set_online(hub, node, True)
     try:
-        await _converse(hub, socket, channel)
+        await _converse(hub, socket, channel, actor.id)
     finally:
         if hub.channels.remove(channel):
             await set_online(hub, node, False)
@@ -75,20 +77,36 @@ async def _greet(hub: HubState, socket: WebSocket) -> bool:
     return True
 
 
-async def _converse(hub: HubState, socket: WebSocket, channel: Channel) -> None:
-    """Read and write at the same time; whichever ends first ends both."""
+async def _converse(hub: HubState, socket: WebSocket, channel: Channel, client: str) -> None:
+    """Read and write at the same time, while the node's client is in force; whichever ends first ends all."""
     reader = asyncio.create_task(_read(hub, socket, channel))
     writer = asyncio.create_task(channel.pump())
+    guard = asyncio.create_task(_until_withdrawn(hub, client))
     try:
-        await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({reader, writer, guard}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         channel.close()
-        for task in (reader, writer):
+        for task in (reader, writer, guard):
             task.cancel()
-        ended = await asyncio.gather(reader, writer, return_exceptions=True)
+        ended = await asyncio.gather(reader, writer, guard, return_exceptions=True)
     broken = any(isinstance(e, Malformed | Invalid) for e in ended)
     with suppress(RuntimeError, WebSocketDisconnect):
         await socket.close(BAD_FRAME if broken else REPLACED)
+
+
+async def _until_withdrawn(hub: HubState, client: str) -> None:
+    """Until the client is deleted or closed: told at once by whichever process does it, looked up now and then."""
+    with hub.channels.watching(client) as watched:
+        while True:
+            watched.clear()
+            try:
+                await hub.database.read(lambda c: actor_of_subject(c, "client", client))
+            except NotAuthenticated:
+                return
+            except Unavailable:
+                await asyncio.sleep(1)
+                continue
+            await watched.within(LOOK_AGAIN)
 
 
 async def _read(hub: HubState, socket: WebSocket, channel: Channel) -> None:
