@@ -298,3 +298,20 @@ def test_who_watches_hears_of_a_change_at_once_and_sees_only_their_own(study: St
     assert later["meta"]["seen"] != first["meta"]["seen"]
     assert "executing" in {row["executionStatus"] for row in later["data"]["nodes"]}
     world.person(world.realm("outside"), "researcher").refused(404, "GET", path, params={"wait": "0"})
+
+
+def test_who_is_asked_no_longer_leaves_what_was_locked_with_it(study: Study) -> None:
+    """A hospital does not stay part of an analysis that its stewards can no longer see."""
+    digest = study.ready()
+    place = study.researcher.get(
+        "/core/project-nodes", **{"filter[projectId]": study.project, "filter[nodeId]": study.nodes[0].id}
+    )[0]["id"]
+    study.start(digest)
+    study.researcher.refused(409, "DELETE", f"/core/project-nodes/{place}")
+    study.command("executionStop")
+    for node in study.nodes:
+        node.change(f"/core/analysis-nodes/{study.place(node)['id']}", executionStatus="stopped")
+    study.researcher("DELETE", f"/core/project-nodes/{place}", 202)
+    row = study.researcher.get(f"/core/analyses/{study.analysis}")
+    assert (row["configurationLocked"], row["nodes"], row["nodesApproved"]) == (False, 2, 0)
+    assert study.nodes[0].get("/core/analyses") == []

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from flame.hub.analyses.manifest import MAX_AUTHOR_FILE, code_of, freeze_analysis
 from flame.hub.analyses.resources import ANALYSIS
-from flame.hub.analyses.tables import analyses, analysis_nodes, manifests, runs
+from flame.hub.analyses.tables import LIVE, analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
 from flame.hub.columns import now
 from flame.hub.nodes.tables import nodes
@@ -19,6 +19,7 @@ from flame.hub.resources import Row, get_row, raw_row
 from flame.hub.state import HubState
 from flame.hub.telemetry.logs import log_line
 from flame.model.analysis import Command, Lifecycle, Status, advance
+from flame.model.errors import Conflict
 from flame.protocol.freeze import AUTHOR_FILE
 
 
@@ -139,6 +140,20 @@ def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> 
     )
     connection.execute(update(runs).where(runs.c.analysis_id == key, runs.c.state == "waiting").values(state="ended"))
     hub.log.tell(connection, "unlock", key, {"manifest": row.manifest_digest or "", "by": actor.id})
+
+
+def take_out(hub: HubState, connection: Connection, actor: Actor, project: str, node: str) -> None:
+    """Take a node out of every analysis of a project: what was locked with it is void. Raises Conflict while one runs."""
+    part = select(analysis_nodes.c.id, analysis_nodes.c.analysis_id, analyses.c.configuration_locked).join(
+        analyses, analyses.c.id == analysis_nodes.c.analysis_id
+    )
+    for row in connection.execute(part.where(analyses.c.project_id == project, analysis_nodes.c.node_id == node)).all():
+        running = select(runs.c.id).where(runs.c.analysis_id == row.analysis_id, runs.c.state.in_(LIVE))
+        if connection.execute(running).first():
+            raise Conflict("The node takes part in a run of this project.", next_step="Stop the run first.")
+        if row.configuration_locked:
+            void_lock(hub, connection, row.analysis_id, actor)
+        connection.execute(delete(analysis_nodes).where(analysis_nodes.c.id == row.id))
 
 
 def approved_at_once(hub: HubState) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from flame.hub.analyses.resources import (
     ANALYSIS_NODE,
     ANALYSIS_NODE_EVENT,
 )
-from flame.hub.analyses.runs import LIVE
 from flame.hub.analyses.runs import ROUTES as RUN_ROUTES
 from flame.hub.analyses.tables import (
+    LIVE,
     analyses,
     analysis_bucket_files,
     analysis_buckets,

@@ -16,7 +16,7 @@ from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import verify_manifest, verify_start_order
 from flame.hub.analyses import commands
 from flame.hub.analyses.resources import ANALYSIS
-from flame.hub.analyses.tables import analyses, analysis_nodes, manifests, runs
+from flame.hub.analyses.tables import LIVE, analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
 from flame.hub.columns import now
 from flame.hub.described import About, Described
@@ -31,7 +31,6 @@ from flame.model.manifest import Manifest, Parameter
 from flame.protocol.documents import StartOrder
 from flame.protocol.freeze import parse_time
 
-LIVE = ("ordered", "stopping")
 CLOCK_TOLERANCE = 300
 
 

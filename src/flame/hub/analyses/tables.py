@@ -95,6 +95,9 @@ manifests = Table(
     Column("signer", String(64)),
     Column("created_at", String(24), nullable=False),
 )
+LIVE = ("ordered", "stopping")
+"""States of a run that goes on."""
+
 runs = Table(
     "runs",
     metadata,

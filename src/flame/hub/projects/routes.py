@@ -12,6 +12,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flame.hub.analyses.commands import take_out
 from flame.hub.analyses.tables import analyses
 from flame.hub.authorisation import Action, Actor, Membership, Project, demand, project_facts
 from flame.hub.columns import fresh, now
@@ -257,7 +258,10 @@ async def decide_project_node(request: Request) -> Response:
     def store(connection: Connection) -> tuple[dict[str, Any], str]:
         row = raw_row(connection, actor, PROJECT_NODE, key)
         facts = project_facts(connection, row.project_id)
-        place = Membership(row.node_id, row.node_realm_id, _creators(facts), hub.settings.self_approval, "project")
+        place = Membership(
+            row.node_id, row.node_realm_id, _creators(facts), hub.settings.self_approval, "project",
+            rehearsal=hub.settings.skip_project_approval,
+        )  # fmt: skip
         if body.approval_status is UNSET and not body.approval:
             return _comment(hub, connection, actor, body, row, place)
         digest = proposal_of(connection, row.project_id).digest.hex()
@@ -303,12 +307,14 @@ def _tell(hub: HubState, connection: Connection, row: Any, digest: str, changed:
 
 
 async def delete_project_node(request: Request) -> Response:
+    """A node that is asked no longer leaves the project's analyses: locks are void, openly; a run is stopped before."""
     actor = await authenticate(request)
     key = path_id(request, PROJECT_NODE)
 
     def store(connection: Connection) -> dict[str, Any]:
         shown = get_row(connection, actor, PROJECT_NODE, key)
         demand(actor, Action.UPDATE, project_facts(connection, shown["projectId"]))
+        take_out(hub_of(request), connection, actor, shown["projectId"], shown["nodeId"])
         happened(connection, actor, PROJECT_NODE, key, "deleted")
         connection.execute(delete(project_nodes).where(project_nodes.c.id == key))
         facts = {"removed": shown["nodeId"], "by": actor.id}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, select
 
-from flame.hub.analyses.runs import LIVE, read_manifest
-from flame.hub.analyses.tables import manifests, runs
+from flame.hub.analyses.runs import read_manifest
+from flame.hub.analyses.tables import LIVE, manifests, runs
 from flame.model.errors import Refused
 
 if TYPE_CHECKING:
     from flame.storage.engine import Database
+
+KEEP_SECONDS: Final = 5.0
+"""Where other processes may end a run: they tell (`relay.wakeups`), and nothing older than this is believed anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +35,22 @@ class Runs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._keep_seconds = KEEP_SECONDS if database.url else math.inf
         self._known: dict[bytes, RunFacts] = {}
+        self._read_at: dict[bytes, float] = {}
         self.ended: list[Callable[[bytes], None]] = []
         """Who else wants to hear of a run that goes on no more."""
 
     async def live(self, run: bytes) -> RunFacts:
         """Raises Refused for a run that is unknown or has ended."""
         facts = self._known.get(run)
-        if facts is None:
+        if facts is None or time.monotonic() - self._read_at[run] > self._keep_seconds:
             facts = await self._database.read(lambda c: _load(c, run.hex()))
             if facts is None:
                 raise Refused(
                     "This run is not known here, or has ended.", next_step="Look at the analysis' runs.", run=run.hex()
                 )
-            self._known[run] = facts
+            self._known[run], self._read_at[run] = facts, time.monotonic()
         if facts.expires < time.time():
             raise Refused("This run's start order has expired.", run=run.hex())
         return facts
@@ -56,6 +62,9 @@ class Runs:
 
     def forget_here(self, run: bytes) -> None:
         self._known.pop(run, None)
+
+    def forget_everything(self) -> None:
+        self._known.clear()
 
 
 def _load(connection: Connection, run: str) -> RunFacts | None:
