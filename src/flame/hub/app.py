@@ -160,11 +160,18 @@ def make_app(hub: HubState) -> Any:
         await tidy_up(hub)
         await commands.resume(hub)
         tidying = asyncio.create_task(keep_tidy(hub))
+        if hub.database.url is not None:
+            from flame.hub.relay.wakeups import PostgresWakeups
+
+            hub.wakeups = PostgresWakeups(hub, hub.database.url)
+            hub.wakeups.start()
         try:
             yield
         finally:
             tidying.cancel()
             hub.channels.close()
+            if hub.wakeups is not None:
+                await asyncio.to_thread(hub.wakeups.stop)
             await hub.database.flush()
             await hub.settle()
             hub.database.close()

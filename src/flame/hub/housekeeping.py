@@ -24,7 +24,10 @@ EVERY_SECONDS: Final = 600.0
 
 async def tidy_up(hub: HubState) -> None:
     """At the start: nobody is connected yet, and an object that no row names was never acknowledged."""
-    await hub.database.write(lambda c: c.execute(update(nodes).where(nodes.c.online.is_(True)).values(online=False)))
+    if hub.database.url is None:  # of several processes each shows its own, once it hears the others
+        await hub.database.write(
+            lambda c: c.execute(update(nodes).where(nodes.c.online.is_(True)).values(online=False))
+        )
     await sweep(hub, alone=hub.database.url is None)
     await expire(hub)
 

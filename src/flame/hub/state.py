@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flame.hub.relay.arriving import Arrivals
     from flame.hub.relay.channels import Channels
     from flame.hub.relay.runs import Runs
+    from flame.hub.relay.wakeups import PostgresWakeups
     from flame.hub.settings import Settings
     from flame.storage.engine import Database
     from flame.storage.mailbox import SqlMailbox
@@ -35,6 +36,8 @@ class HubState:
     channels: Channels
     runs: Runs
     bulk_url: str = ""
+    wakeups: PostgresWakeups | None = None
+    """With the other processes on the same database."""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STALL_SECONDS: Final = 30.0
 """A reader that has caught up waits so long for more."""
+GRACE_SECONDS: Final = 60.0
 
 
 class Arrival:
@@ -199,8 +200,11 @@ class Arrivals:
         """Remove what nobody waits for any more; `wanted`: names as `name_of` gives them."""
         for path in self._folder.iterdir():
             known = self._known.get(path.name)
-            if path.name not in wanted and not (known and known.is_written):
-                self._forget(path.name)
+            if path.name in wanted or (known and known.is_written):
+                continue
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - GRACE_SECONDS:  # another process may be about to announce it
+                    self._forget(path.name)
 
     def _forget(self, name: str) -> None:
         with self._lock:
