@@ -97,6 +97,31 @@ def test_every_key_of_the_authors_file() -> None:
         assert [key for key in re.findall(r'"(\w+)"', keys) if f"`{key}`" not in text] == []
 
 
+def told_to_the_log() -> set[str]:
+    """The types of entries that the code writes."""
+    hub = re.compile(r"log\.tell\(\s*\w+,\s*\"([a-z-]+)\"")
+    node = re.compile(r"events\.add(?:_once)?\(\s*\"([a-z-]+)\"")
+    found: set[str] = set()
+    for path in (ROOT / "src" / "flame").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        found |= {*hub.findall(text), *node.findall(text)}
+    return found
+
+
+def test_every_type_of_entry_in_the_log() -> None:
+    found = told_to_the_log()
+    assert {"administration", "approval", "run-started", "result"} <= found
+    for name in found:
+        row(reference("log.md"), name)
+
+
+def test_every_route_of_the_log() -> None:
+    from flame.hub.audit.routes import ROUTES
+
+    text = reference("log.md")
+    assert [route.path for route in ROUTES if route.path.replace("{", ":").replace("}", "") not in text] == []
+
+
 def test_every_role_and_action_of_the_hub() -> None:
     text = reference("permissions.md")
     for name in (*authorisation.ROLES, *(action.value for action in authorisation.Action)):

@@ -73,6 +73,8 @@ class History:
                 self._start(index, event)
             case "run-started" | "run-ended" | "refusal" | "release" | "result" | "stop":
                 self._run_event(index, event)
+            case "proposal" | "comment" | "project-ended" | "project-deleted":
+                self._project(event.subject).append(Line(index, event.time, self._said_of_project(event)))
             case "submission" | "signature" | "build" | "distribution" | "unlock":
                 self._analysis(event.subject).lines.append(Line(index, event.time, _said_of_analysis(event)))
 
@@ -137,11 +139,26 @@ class History:
         how = "signed by the node" if signed else f"at the hub, by {_text(facts, 'by')}"
         line = Line(index, event.time, f"{decision} for node {node}, {how}: {_text(facts, 'digest')[:_SHORT]}…")
         if _text(facts, "subject") == "project":
-            self.projects.setdefault(event.subject, []).append(line)
+            self._project(event.subject).append(line)
             return
         self._analysis(event.subject).lines.append(line)
         if signed and decision == "approved":
             self._approved.add((_text(facts, "digest"), node))
+
+    def _project(self, key: str) -> list[Line]:
+        return self.projects.setdefault(key, [])
+
+    def _said_of_project(self, event: Event) -> str:
+        facts = event.facts
+        match event.type:
+            case "proposal":
+                return f"proposed by {_text(facts, 'by')}: {_text(facts, 'digest')[:_SHORT]}…"
+            case "comment":
+                return f"comment for node {_text(facts, 'node')}"
+            case "project-ended":
+                return f"ended by {_text(facts, 'by')}"
+            case _:
+                return f"what it had left was deleted at {self._name(event.signer)}"
 
     def _start(self, index: int, event: Event) -> None:
         run = self._run(_text(event.facts, "run"), self._analysis(event.subject))
