@@ -16,13 +16,25 @@ if TYPE_CHECKING:
 VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "demo": ("flame.cli.demo", "A federation from nothing to a result, beside the pooled fit."),
     "dev": ("flame.cli.dev", "A federation on this machine, left running, to try programs on."),
+    "login": ("flame.cli.login", "Log in at a hub."),
+    "logout": ("flame.cli.login:logout_app", "End the login."),
+    "keys": ("flame.cli.keys", "Your own keys: one signs what you submit, one opens your results."),
+    "projects": ("flame.cli.projects", "Projects: what you propose to hospitals, and what they say."),
+    "submit": ("flame.cli.loop:submit_app", "Submit a program: upload, lock, compare, sign."),
+    "sign": ("flame.cli.loop:sign_app", "Sign an analysis that another client has made."),
+    "start": ("flame.cli.loop:start_app", "Order a run, with other parameter values if wanted."),
+    "stop": ("flame.cli.loop:stop_app", "Stop what runs of an analysis."),
+    "watch": ("flame.cli.loop:watch_app", "Follow an analysis to its end."),
+    "analyses": ("flame.cli.analyses", "Your analyses, and what the hospitals say."),
+    "results": ("flame.cli.results", "Results: fetched sealed, opened here."),
     "node": ("flame.cli.node", "A hospital's node: enrol it, serve, decide what runs, see what leaves."),
     "hub": ("flame.cli.hub", "The hub: serve it, show its settings."),
+    "methods": ("flame.cli.methods", "The catalogue of ready methods: what there is, and what each takes."),
     "audit": ("flame.cli.audit", "The transparency log: fetch it, check it offline."),
     "doctor": ("flame.cli.doctor", "What this machine can do for FLAME, and what is missing."),
     "version": ("flame.cli.version", "The version of FLAME."),
 }
-"""Verb: its module (whose ``app`` is it) and a line of help."""
+"""Verb: its module (whose ``app`` is it, or what stands after a colon) and a line of help."""
 
 NEEDS_EXTRA: Final = "pip install 'flame-federated[lab]'"
 
@@ -93,7 +105,8 @@ def load(verb: str) -> Any:
     import typer.main
 
     try:
-        app: typer.Typer = import_module(VERBS[verb][0]).app
+        module, _, name = VERBS[verb][0].partition(":")
+        app: typer.Typer = getattr(import_module(module), name or "app")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "flame":
             raise

@@ -60,6 +60,8 @@ class Submission:
     manifest: bytes
     run: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    signers: tuple[PublicKey, ...] = ()
+    """The keys that may have signed it and its orders."""
 
 
 _NOT_LOCKED = "The analysis cannot be locked: "
@@ -170,7 +172,7 @@ class ResearcherSession:
         for command, status in (("buildStart", "buildStatus"), ("distributionStart", "distributionStatus")):
             record, seen = self.command(analysis, command), ""
             while record[status] not in TERMINAL:
-                shown, seen = self._look(analysis, seen)
+                shown, seen = self.look(analysis, seen)
                 record = shown["analysis"]
             progress(Progress("build", None, 100, f"{status} {record[status]}"))
             if record[status] != "executed":
@@ -219,7 +221,7 @@ class ResearcherSession:
         told: dict[str, tuple[str, int]] = {}
         seen = ""
         while True:
-            shown, seen = self._look(submission.analysis, seen, min(25.0, max(0.0, until - time.monotonic())))
+            shown, seen = self.look(submission.analysis, seen, min(25.0, max(0.0, until - time.monotonic())))
             rows = [row for row in shown["nodes"] if row["executionRun"] == submission.run]
             for row in rows:
                 now = (row["executionStatus"] or "", row.get("executionProgress") or 0)
@@ -235,7 +237,7 @@ class ResearcherSession:
             if time.monotonic() > until:
                 return "failed", "The run did not end in time; it may still be going on."
 
-    def _look(self, analysis: str, seen: str, wait: float = 25.0) -> tuple[dict[str, Any], str]:
+    def look(self, analysis: str, seen: str, wait: float = 25.0) -> tuple[dict[str, Any], str]:
         """What the hub shows of an analysis as soon as it is something new: the hub holds the answer back until then."""
         answer = self.api.get(f"/core/analyses/{analysis}/watch?seen={seen}&wait={wait:.1f}")
         return dict(answer["data"]), str(answer["meta"]["seen"])
@@ -318,19 +320,20 @@ class ResearcherSession:
             raise not_frozen([str(text) for text in answer.get("missing") or []])
         return str(answer["manifest"]).encode(), answer.get("signature")
 
-    def signed(self, analysis: str) -> Submission:
-        """An analysis whose manifest carries one's own signature: what it says is what was signed here.
+    def signed(self, analysis: str, by: Sequence[PublicKey] = ()) -> Submission:
+        """An analysis with a signature over its manifest, by our own keys or by those given.
 
-        Raises NotFound for an unsigned one, BadSignature for somebody else's signature.
+        Raises NotFound for an unsigned one, BadSignature for anybody else's signature.
         """
         manifest, signature = self.frozen(analysis)
         if not signature:
             raise NotFound("Nobody has signed this analysis.", next_step="Sign it: `flame sign ANALYSIS`.")
-        verify_own(self.keys, manifest, signature)
+        signers = (*(by or (*self.keys.earlier_sign, self.keys.sign.public)),)
+        verify_signed(signers, manifest, signature)
         shown = Manifest.from_document(parse_canonical(manifest, max_bytes=4 << 20))
         if shown.analysis != analysis:
             raise DoesNotMatchApproval("The hub shows the manifest of another analysis.")
-        return Submission(analysis, shown.project, manifest)
+        return Submission(analysis, shown.project, manifest, signers=signers)
 
     def _meant(
         self,
@@ -376,17 +379,17 @@ class ResearcherSession:
         return canonical(freeze(state).document())
 
 
-def verify_own(keys: Keys, manifest: bytes, signature: str) -> None:
+def verify_signed(signers: Sequence[PublicKey], manifest: bytes, signature: str) -> None:
     """Raises BadSignature unless one of these keys has signed the manifest."""
-    publics = [*keys.earlier_sign, keys.sign.public]
-    for public in reversed(publics):
+    for public in reversed(signers):
         try:
             return verify_manifest(public, bytes.fromhex(signature), digest(manifest))
         except (BadSignature, ValueError):
             continue
     raise BadSignature(
-        "The manifest at the hub does not carry your signature: it is not what you have submitted.",
-        next_step="Tell the hub's operator; compare the digest with the one that `flame submit` showed.",
+        "The manifest at the hub is signed by nobody whose key you have named: it is not what was submitted, "
+        "or somebody else has submitted it.",
+        next_step="For a colleague's analysis give --researcher FINGERPRINT; else tell the hub's operator.",
     )
 
 

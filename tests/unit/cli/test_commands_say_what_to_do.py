@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flame.cli.dev import choose_entrypoint, read_program
+from flame.researcher.program import choose_entrypoint, read_program
 from flame.cli.doctor import examine
 from flame.cli.entry import VERBS, load
 from flame.cli.options import read_columns, read_sites
