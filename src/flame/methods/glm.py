@@ -31,7 +31,7 @@ from flame.methods.agreement import (
 from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
 from flame.methods.distributions import NORMAL_975, normal_two_sided, t_975, t_two_sided
 from flame.methods.families import Family, family
-from flame.methods.method import Question, Result, Summary
+from flame.methods.method import ColumnScale, Question, Result, Summary
 from flame.methods.terms import INTERCEPT, terms
 from flame.model.errors import Invalid, OutOfDomain, Separated, Singular
 
@@ -126,8 +126,9 @@ class Glm(Agreed[Fit, GlmResult]):
 
     ``weights``: a column of weights; "frequency" counts a row as that many, "precision" divides its variance.
     ``offset``: a column added to the linear predictor. ``exposure``: the same by its logarithm.
-    ``penalty`` λ and ``l1_ratio`` α minimise −loglik/n + λ(α‖b‖₁ + (1 − α)/2 ‖b‖²), the constant left free; b is per
-    standard deviation where ``standardise``. ``alpha`` fixes the dispersion of the negative binomial.
+    ``penalty`` λ and ``l1_ratio`` α minimise −loglik/n + λ(α‖b‖₁ + (1 − α)/2 ‖b‖²), the constant left free.
+    ``standardise``: each column as (x - mean) / sd over all hospitals, for the penalty and in the result.
+    ``alpha`` fixes the dispersion of the negative binomial.
     Raises Singular, Separated, or Invalid, each naming what to look at.
     """
 
@@ -171,7 +172,9 @@ class Glm(Agreed[Fit, GlmResult]):
             raise Invalid("Give an offset or an exposure, not both.")
         if weight_kind not in ("frequency", "precision") or missing not in ("drop", "error"):
             raise Invalid("weight_kind is 'frequency' or 'precision'; missing is 'drop' or 'error'.")
-        if self.family.link in ("inverse",) and not self.terms.intercept:
+        if standardise and not self.terms.intercept:
+            raise Invalid("Columns are standardised about their means, which needs a constant in the model.")
+        if self.family.link == "inverse" and not self.terms.intercept:
             raise Invalid("The inverse link needs a constant to start from.")
         self.levels = tuple(levels) if levels else ()
         self.weights, self.weight_kind = weights, weight_kind
@@ -286,6 +289,7 @@ class Glm(Agreed[Fit, GlmResult]):
             converged=state.converged,
             rounds=taken.rounds,
             contributors=taken.contributors,
+            scale=self._scales(state),
         )
 
     def _log_likelihood(self, total: Summary, count: float, scale: float) -> float:
@@ -393,13 +397,25 @@ class Glm(Agreed[Fit, GlmResult]):
 
     def _weights_of_penalty(self, state: Fit) -> Floats:
         """1 for each column, its standard deviation where standardised, 0 for the constant."""
-        assert state.cross is not None
-        weights = np.ones(len(state.names))
-        if self.standardise:
-            weights = np.sqrt(np.diag(state.cross) / state.n)
+        weights = self._deviations(state) if self.standardise else np.ones(len(state.names))
         if self.terms.intercept:
             weights[state.names.index(INTERCEPT)] = 0.0
         return weights
+
+    def _deviations(self, state: Fit) -> Floats:
+        """Standard deviations (divisor n) of the columns; 1 for the constant."""
+        assert state.cross is not None
+        return np.sqrt(np.diag(state.cross) / state.n)
+
+    def _scales(self, state: Fit) -> tuple[ColumnScale, ...]:
+        if not self.standardise:
+            return ()
+        assert state.mean is not None
+        return tuple(
+            ColumnScale(column=name, mean=float(mean), sd=float(sd))
+            for name, mean, sd in zip(state.names, state.mean, self._deviations(state), strict=True)
+            if name != INTERCEPT
+        )
 
     def _ridge(self, state: Fit) -> Floats:
         return self._strength(state) * (1 - self.l1_ratio) * self._weights_of_penalty(state) ** 2
@@ -452,10 +468,13 @@ class Glm(Agreed[Fit, GlmResult]):
     def _estimates(self, state: Fit, dispersion: float, df: float | None, plain: bool) -> tuple[Estimate, ...]:
         assert state.best is not None and state.mean is not None and state.information is not None
         k = len(state.names)
-        back = np.eye(k)  # from centred columns to the columns themselves: only the constant changes
         constant = state.names.index(INTERCEPT) if self.terms.intercept else None
-        if constant is not None:
-            back[constant] -= state.mean
+        if self.standardise:
+            back = np.diag(self._deviations(state))
+        else:  # from centred columns to the columns themselves: only the constant changes
+            back = np.eye(k)
+            if constant is not None:
+                back[constant] -= state.mean
         estimates = back @ state.best
         errors: list[float | None] = [None] * k
         if plain and (df is None or df > 0):
@@ -495,6 +514,8 @@ class Linear(Glm):
 
 
 class LogisticRegression(Glm):
+    """Logistic regression: log odds of a binary outcome."""
+
     name: ClassVar[str] = "logistic"
 
     def __init__(self, outcome: str | None = None, covariates: Sequence[str] | None = None, **options: Any) -> None:
@@ -502,6 +523,8 @@ class LogisticRegression(Glm):
 
 
 class Poisson(Glm):
+    """Poisson regression: log rates of counts."""
+
     name: ClassVar[str] = "poisson"
 
     def __init__(self, outcome: str | None = None, covariates: Sequence[str] | None = None, **options: Any) -> None:
@@ -509,6 +532,8 @@ class Poisson(Glm):
 
 
 class Gamma(Glm):
+    """Gamma regression: positive, skewed outcomes."""
+
     name: ClassVar[str] = "gamma"
 
     def __init__(self, outcome: str | None = None, covariates: Sequence[str] | None = None, **options: Any) -> None:
@@ -516,6 +541,8 @@ class Gamma(Glm):
 
 
 class NegativeBinomial(Glm):
+    """Negative binomial regression (NB2): counts that vary more than Poisson's."""
+
     name: ClassVar[str] = "negative-binomial"
 
     def __init__(self, outcome: str | None = None, covariates: Sequence[str] | None = None, **options: Any) -> None:

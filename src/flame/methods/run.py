@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,37 @@ def run(method: Method[Any, Any, Answer], federation: Federation, *, source: str
     return None
 
 
-def run_local(method: Method[Any, Any, Answer], tables: Sequence[Table]) -> Answer:
-    """The same over tables in this process, one for each hospital: for trying out, and as the reference in tests."""
-    prepared = [method.prepare(table) for table in tables]
+def run_local(method: Method[Any, Any, Answer], tables: Sequence[Table] | Mapping[str, Table]) -> Answer:
+    """The same over tables in this process, one for each hospital: for trying out, and as the reference in tests.
+
+    With names, what a hospital's data do not fit is told with its name. The order of the tables changes no bit.
+    """
+    names = list(tables) if isinstance(tables, Mapping) else [""] * len(tables)
+    given = list(tables.values()) if isinstance(tables, Mapping) else list(tables)
+    prepared = []
+    for name, table in zip(names, given, strict=True):
+        with _at(name):
+            prepared.append(method.prepare(table))
     state = method.start()
     while (question := method.question(state)) is not None:
-        total = _sum([method.local(data, question) for data in prepared])
-        state = method.update(state, total, len(prepared))
+        answers = []
+        for name, data in zip(names, prepared, strict=True):
+            with _at(name):
+                answers.append(method.local(data, question))
+        state = method.update(state, sum_of(answers), len(prepared))
     return method.result(state)
+
+
+@contextlib.contextmanager
+def _at(site: str) -> Iterator[None]:
+    """What goes wrong at a hospital names it."""
+    try:
+        yield
+    except FlameError as error:
+        if site:
+            error.message = f"{site}: {error.message}"
+            error.fields = {**error.fields, "site": site}
+        raise
 
 
 def _aggregate(method: Method[Any, Any, Answer], federation: Federation) -> Answer:
@@ -81,7 +104,8 @@ def _read_question(value: Any) -> Question | None:
     return question
 
 
-def _sum(summaries: Sequence[Summary]) -> dict[str, Any]:
+def sum_of(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The sum of summaries. Floating-point parts are added by size, so that the order they came in changes no bit."""
     if not summaries:
         raise Invalid("There is no table to sum over.")
     flat = [dict(named_arrays(summary)) for summary in summaries]
@@ -89,5 +113,5 @@ def _sum(summaries: Sequence[Summary]) -> dict[str, Any]:
     for other in flat[1:]:
         if {name: array.shape for name, array in other.items()} != shapes:
             raise Invalid("The summaries differ in names or shapes.")
-    totals = {name: np.sum([summary[name] for summary in flat], axis=0) for name in shapes}
+    totals = {name: np.sum(np.sort([summary[name] for summary in flat], axis=0), axis=0) for name in shapes}
     return {name: total.item() if shapes[name] == () else total for name, total in totals.items()}

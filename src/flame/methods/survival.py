@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,6 +195,21 @@ class KaplanMeier(Agreed[Counting, SurvivalResult]):
             rounds=taken.rounds,
             contributors=taken.contributors,
         )
+
+
+class LogRankTest(KaplanMeier):
+    """The log-rank test between the levels of ``group``; the curves come with it."""
+
+    name: ClassVar[str] = "log-rank"
+
+    def __init__(self, duration: str, event: str, group: str, **options: Any) -> None:
+        super().__init__(duration, event, group, **options)
+
+
+class RestrictedMean(KaplanMeier):
+    """Restricted mean survival and its differences; the curves come with it."""
+
+    name: ClassVar[str] = "restricted-mean"
 
 
 def log_rank(risk: NDArray[np.int64], events: NDArray[np.int64]) -> LogRank:
