@@ -225,3 +225,26 @@ def test_a_buckets_archive_is_plain_ustar(studies: tuple[Study, Study]) -> None:
         found = {m.name: archive.extractfile(m).read() for m in archive.getmembers()}
         assert all(m.pax_headers == {} for m in archive.getmembers())
     assert found == {"main.py": b"print('hello')\n", "lib/more.py": b"x = 1\n"}
+
+
+def test_what_is_not_decided_is_not_approved_either(studies: tuple[Study, Study]) -> None:
+    """In SQL a missing value is unequal to nothing; for a person, "not approved" holds what waits."""
+    study = studies[0]
+    who = study.researcher
+    project = who.make("/core/projects", name=f"waiting-{study.project[:8]}")["id"]
+    place = who.make("/core/project-nodes", projectId=project, nodeId=study.nodes[0].id)["id"]
+
+    def found(value: str) -> set[object]:
+        return ids(who.get("/core/project-nodes", **{"filter[projectId]": project, "filter[approvalStatus]": value}))
+
+    assert found("!approved") == found("null") == found("approved,null") == found("!~pro~") == {place}
+    assert found("approved") == found("!null") == found("rejected,approved") == found("!approved,null") == set()
+    who("DELETE", f"/core/projects/{project}", 202)
+
+
+def test_fields_are_chosen_also_of_what_is_included(studies: tuple[Study, Study]) -> None:
+    who, analysis = studies[0].researcher, studies[0].analysis
+    row = who.get(f"/core/analyses/{analysis}", include="project", fields="id,name", **{"fields[project]": "name"})
+    assert set(row) == {"id", "name", "projectId", "project"} and set(row["project"]) == {"id", "name"}
+    answer = who.refused(400, "GET", f"/core/analyses/{analysis}?include=project&fields[project]=nonsense")
+    assert answer["issues"][0]["path"] == ["fields", "project", "nonsense"]
