@@ -13,10 +13,8 @@ import json
 import os
 import pickle
 import re
-import sys
 import threading
 import time
-import traceback
 import uuid
 
 SMALL_SECONDS = 5.0
@@ -582,6 +580,8 @@ class StarModel:
         else:
             flame.flame_log("Analyzer started")
             self._analyze(analyzer(flame, **(analyzer_kwargs or {})), data_type, query, simple_analysis)
+        while not flame.config.finished:  # the original burns a core here
+            time.sleep(POLL)
 
     def _analyze(self, analyzer, data_type, query, simple):
         flame, boss = self.flame, self.flame.get_aggregator_id()

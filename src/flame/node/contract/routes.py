@@ -76,6 +76,8 @@ class Routes:
         self._finals = 0
         self.requests = 0
         """Requests that are being answered at this moment."""
+        self.said_failed = False
+        """Whether the SDK has logged an error, after which it does nothing more."""
 
     def max_body(self, head: Head) -> int:
         if head.path.startswith("/storage/local"):
@@ -168,6 +170,7 @@ class Routes:
         self._side.log(level, text, {}, own=is_own_line(text, [p.id for p in self._me.participants]))
         if line.progress == line.progress:
             self._side.progress(int(min(max(line.progress, 0), 100)))
+        self.said_failed = self.said_failed or line.status == "failed" or level == "error"
         if line.status in ("executed", "failed", "stopped"):
             self._look()
         return _json({"status": "logged"})

@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -144,8 +144,12 @@ class ContractRun:
 
     # --- its life -------------------------------------------------------------------------------------------------------
 
-    async def watch(self) -> End:
-        """Until the program says that it is executed, or has failed. Start-up may take as long as the run may."""
+    async def watch(self, crashed: Callable[[], bool]) -> End:
+        """Until the program says that it is executed, or has failed. Start-up may take as long as the run may.
+
+        The SDK calls itself failed as soon as the main thread has ended, also where it has ended well and the others have
+        not: then it is waited on. ``crashed``: whether the program's output shows an error of its own.
+        """
         answered = stuck_since = refused_since = told = 0.0
         while True:
             self._look.clear()
@@ -160,7 +164,7 @@ class ContractRun:
             else:
                 answered, refused_since = time.monotonic(), 0.0
                 status = health.get("status")
-                if status in ("failed", "stopped"):
+                if status == "stopped" or (status == "failed" and (self.routes.said_failed or crashed())):
                     await asyncio.sleep(QUIET_SECONDS)  # for what it still prints
                     return End(f"The program says that it has {status}.")
                 if status == "executed":
@@ -186,6 +190,11 @@ class ContractRun:
         frames = [(file, int(line)) for file, line in _FRAME.findall(text)]
         errors = _ERROR.findall(text)
         return Fail(errors[-1] if errors else "Exception", frames[-10:], text)
+
+    @staticmethod
+    def shows_error(output: bytes) -> bool:
+        """Whether a traceback through the program's own files stands in the output."""
+        return _FRAME.search(output[-65536:].decode("utf-8", "replace")) is not None
 
     def _health(self) -> dict[str, Any]:
         status, _, body = self.program.request("GET", "/healthz", seconds=ANSWER_SECONDS)

@@ -575,7 +575,7 @@ class ActiveRun:
 
     async def _watch_contract(self, contract: ContractRun) -> None:
         """A program of FLAME's contract says by its health that it has ended; its process never does."""
-        end = await contract.watch()
+        end = await contract.watch(lambda: contract.shows_error(self._running.tail(MAX_OUTPUT)))
         if not end.failure:
             self._finished.set()
             return
