@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ from flame.hub.identity.tokens import Tokens
 from flame.hub.members.routes import ROUTES as MEMBERS
 from flame.hub.nodes.routes import ROUTES as NODES
 from flame.hub.objects.routes import ROUTES as OBJECTS
+from flame.hub.observing import ROUTES as OBSERVING
+from flame.hub.observing import Counts, Observed
 from flame.hub.openapi import openapi_routes
 from flame.hub.problems import HANDLERS
 from flame.hub.projects.routes import ROUTES as PROJECTS
@@ -41,7 +45,7 @@ from flame.hub.relay.runs import Runs
 from flame.hub.resources import answer
 from flame.hub.state import HubState
 from flame.hub.telemetry.routes import ROUTES as TELEMETRY
-from flame.model.errors import Invalid, NotFound
+from flame.model.errors import Conflict, Invalid, NotFound
 from flame.storage.engine import Database
 from flame.storage.mailbox import SqlMailbox
 from flame.storage.objects import LocalObjects, Objects
@@ -52,10 +56,6 @@ if TYPE_CHECKING:
 
 async def root(request: Request) -> Response:
     return answer({"version": version("flame-federated"), "timestamp": int(time.time() * 1000)})
-
-
-async def healthz(request: Request) -> Response:
-    return answer({"ok": True})
 
 
 ROOTS = ("/", "/core", "/core/", "/storage", "/storage/", "/messenger/", "/telemetry", "/telemetry/")
@@ -72,7 +72,7 @@ ROUTES: list[BaseRoute] = [
     *RELAY,
     *AUDIT,
     *(Described("GET", path, root, About(shape="flat", public=True)) for path in ROOTS),
-    Described("GET", "/healthz", healthz, About(shape="flat", public=True)),
+    *OBSERVING,
 ]
 ROUTES += openapi_routes(ROUTES)
 
@@ -97,6 +97,7 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         log=AuditLog(key),
         channels=Channels(),
         runs=Runs(database),
+        counts=Counts(),
     )
     hub.runs.ended.append(hub.arrivals.run_ended)
     if database.read_blocking(is_incomplete):
@@ -180,10 +181,29 @@ def make_app(hub: HubState) -> Any:
     app.router.redirect_slashes = False
     app.state.hub = hub
     if hub.settings.record is None:
-        return app
+        return Observed(app, hub.counts)
     from flame.hub.recorder import Recorder
 
     return Recorder(app, hub.settings.record, lambda: hub)
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """A SQLite hub is one process. Raises Conflict where another serves this directory, or changes its database."""
+    if settings.database_url is not None:
+        yield
+        return
+    settings.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(settings.dir / "hub.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Conflict(
+            f"A hub runs on {settings.dir} already.", next_step="Stop it; several processes need PostgreSQL."
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def write_place(path: Path, url: str, bulk: str, pid: int) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvicorn
 
-from flame.hub.app import make_app, open_hub, write_place
+from flame.hub.app import alone, make_app, open_hub, write_place
 from flame.hub.relay.bulk import BulkPlane
+from flame.model.errors import Invalid
 
 if TYPE_CHECKING:
     from flame.hub.settings import Settings
@@ -30,15 +31,23 @@ def serve(settings: Settings) -> None:
     Writes ``DIR/hub.json`` {url, pid} once it listens. On the first start the generated password of ``admin`` goes to
     standard output, one line, once; or, with `password_file`, to ``DIR/admin-password`` (mode 0600).
     """
-    hub, password = open_hub(settings)
-    _start_log(settings.dir / HUB_LOG)
-    log = structlog.get_logger("flame.hub")
-    for warning in settings.warnings():
-        log.warning("test_setting", message=warning)
-        print(f"Warning: {warning}", file=sys.stderr)  # noqa: T201
-    if password is not None:
-        _hand_over(settings, password)
-    config = uvicorn.Config(
+    with alone(settings):
+        hub, password = open_hub(settings)
+        _start_log(settings.dir / HUB_LOG)
+        log = structlog.get_logger("flame.hub")
+        for warning in settings.warnings():
+            log.warning("test_setting", message=warning)
+            print(f"Warning: {warning}", file=sys.stderr)  # noqa: T201
+        if password is not None:
+            _hand_over(settings, password)
+        _Server(_configured(hub, settings), hub, settings, settings.dir / HUB_JSON).run()
+
+
+def _configured(hub: HubState, settings: Settings) -> uvicorn.Config:
+    for path in (settings.tls_cert, settings.tls_key):
+        if path is not None and not os.access(path, os.R_OK):
+            raise Invalid(f"{path} cannot be read: TLS needs it.", next_step="See `flame hub doctor`.")
+    return uvicorn.Config(
         make_app(hub),
         host=settings.host,
         port=settings.port,
@@ -50,9 +59,12 @@ def serve(settings: Settings) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        proxy_headers=settings.trusted_proxies is not None,
+        forwarded_allow_ips=settings.trusted_proxies or "",
+        timeout_graceful_shutdown=settings.stop_seconds,
     )
-    _Server(config, hub, settings, settings.dir / HUB_JSON).run()
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +86,9 @@ class _Server(uvicorn.Server):
             self._hub.bulk_url = self._bulk.url
             self._bulk.start()
         shown = f"[{host}]" if ":" in host else host
-        await asyncio.to_thread(write_place, self._place, f"http://{shown}:{port}", self._hub.bulk_url, os.getpid())
+        scheme = "http" if self._settings.tls_cert is None else "https"
+        url = f"{scheme}://{shown}:{port}"
+        await asyncio.to_thread(write_place, self._place, url, self._hub.bulk_url, os.getpid())
         structlog.get_logger("flame.hub").info("listening", host=host, port=port)
 
     async def shutdown(self, sockets: Any = None) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flame.crypto.keys import IdentityKey
     from flame.hub.audit.log import AuditLog
     from flame.hub.identity.tokens import Tokens
+    from flame.hub.observing import Counts
     from flame.hub.relay.arriving import Arrivals
     from flame.hub.relay.channels import Channels
     from flame.hub.relay.runs import Runs
@@ -35,6 +36,7 @@ class HubState:
     log: AuditLog
     channels: Channels
     runs: Runs
+    counts: Counts
     bulk_url: str = ""
     wakeups: PostgresWakeups | None = None
     """With the other processes on the same database."""

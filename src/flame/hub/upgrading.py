@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flame.hub.app import database_place
+from flame.hub.app import alone, database_place
 from flame.model.errors import NotFound
 from flame.storage.schema import HEAD
 
@@ -24,8 +24,9 @@ def migrate(settings: Settings) -> dict[str, str | None]:
     before = revision(where)
     if before is None:
         raise NotFound("The database is empty.", next_step="Make a hub with `flame hub init`.")
-    copy = _copied(where) if isinstance(where, Path) and before != HEAD else None
-    _, after = upgrade(where)
+    with alone(settings):
+        copy = _copied(where) if isinstance(where, Path) and before != HEAD else None
+        _, after = upgrade(where)
     return {"before": before, "after": after, "copy": str(copy) if copy else None}
 
 

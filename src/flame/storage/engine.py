@@ -83,6 +83,8 @@ class Database:
         self._lazy: list[_Job] = []
         self._lock = threading.Lock()
         self._closed = False
+        self.commits, self.operations = 0, 0
+        """Since the start: transactions that wrote, and the operations in them."""
         self._thread = threading.Thread(target=self._serve, name="db-write", daemon=True)
 
     def open(self) -> None:
@@ -185,6 +187,8 @@ class Database:
                 _fail(group, error)
                 continue
             _commit(connection, group)
+            self.commits += 1
+            self.operations += len(group)
         if connection is not None:
             connection.close()
 
