@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from federation_world import AGES, HOSPITALS, eventually, sites
+from flame.lab import environment
 from flame.lab.federation import Federation, _grant
 from flame.node.local.client import LocalClient
 from flame.researcher.api import Api
@@ -174,7 +175,10 @@ def opened(found: list[dict[str, Any]], run: int, place: Path) -> dict[str, Any]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     place = tmp_path_factory.mktemp("loop")
-    os.environ["XDG_CACHE_HOME"] = str(place / "cache")  # an environment of its own
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        environment, "_default_cache", lambda: place / "environments"
+    )  # another test may renew the shared one
     federation = Federation.up(place / "federation", sites(place / "sites"))
     try:
         admin = Api.login(federation.hub_url, federation.admin.username, federation.admin.password)
@@ -193,7 +197,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
     finally:
         federation.down(keep_files=True)
-        os.environ.pop("XDG_CACHE_HOME")
+        patch.undo()
 
 
 def test_a_submission_is_approved_watched_and_opened(world: World) -> None:

@@ -66,7 +66,11 @@ class NodeService:
         }
 
     async def analyses(self) -> list[dict[str, Any]]:
-        return await self._decisions.analyses()
+        """With what was said at the hub and waits to be confirmed here, as far as the hub can be reached."""
+        said: dict[str, Any] = {}
+        with suppress(FlameError):
+            said = await self._decisions.said_at_hub()
+        return [{**row, "toConfirm": said.get(row["id"])} for row in await self._decisions.analyses()]
 
     async def analysis(self, id_: str) -> dict[str, Any]:
         return await self._decisions.analysis(id_)

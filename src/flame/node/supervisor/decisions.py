@@ -439,6 +439,12 @@ class Decisions:
         except (NotFound, Unavailable):
             return None
 
+    async def said_at_hub(self) -> dict[str, dict[str, Any]]:
+        """Decisions for this node that stand at the hub without its signature, by analysis."""
+        path = f"/core/analysis-nodes?filter[nodeId]={self._context.node}&sort=-updatedAt&page[limit]=50"
+        rows = (await self._context.link.request("GET", path))["data"]
+        return {str(row["analysisId"]): said for row in rows if (said := at_hub(row)) is not None}
+
     async def confirm_by_policy(self, analysis: str) -> bool:
         """Sign what a user named in policy.toml has approved at the hub, if a steward has decided nothing yet."""
         allowed = self._context.policy.confirm_hub_approvals
