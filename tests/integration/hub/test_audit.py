@@ -15,7 +15,14 @@ from world import PASSWORD, HubProcess, Node, Study, World
 
 from flame.crypto.keys import IdentityKey, PublicKey
 from flame.crypto.signatures import sign_event
-from flame.crypto.translog import TreeHead, sign_tree_head, verify_consistency, verify_inclusion, verify_tree_head
+from flame.crypto.translog import (
+    TreeHead,
+    leaf_hash,
+    sign_tree_head,
+    verify_consistency,
+    verify_inclusion,
+    verify_tree_head,
+)
 from flame.protocol.audit import KnownHead, verify_export
 from flame.protocol.documents import Event, SignedEvent, stamp
 
@@ -60,8 +67,6 @@ def test_a_node_gets_a_receipt_that_can_be_checked(study: Study) -> None:
     assert node.make("/core/audit/events", **body) == receipt
     head = TreeHead(receipt["head"]["size"], bytes.fromhex(receipt["head"]["root"]), receipt["head"]["time"])
     verify_tree_head(hub_key(study), bytes.fromhex(receipt["head"]["signature"]), head)
-    from flame.crypto.translog import leaf_hash
-
     leaf = leaf_hash(SignedEvent(**body).leaf())
     assert leaf.hex() == receipt["leafHash"]
     wanted = {"index": str(receipt["index"]), "size": str(head.size)}
@@ -278,3 +283,43 @@ def test_every_signature_is_checked_from_the_log_alone(study: Study) -> None:
     study.nodes[0].make("/core/audit/events", **signed_event(study.nodes[0]))
     report = verify_export(export(study), hub_key(study))
     assert report.ok and report.unknown == [] and report.verified == report.size
+
+
+def test_the_command_fetches_and_checks_the_log_of_a_hub(study: Study, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from flame.cli.audit import app
+
+    out, url = tmp_path / "log.json", study.world.hub.url
+    called = ["export", url, "--out", str(out), "--user", "admin"]
+    said = CliRunner().invoke(app, called, input=PASSWORD + "\n")
+    assert said.exit_code == 0 and "entries in" in said.stdout, said.stderr
+    assert CliRunner().invoke(app, called, input=PASSWORD + "\n").exit_code == 3, "an export is not written over"
+    fingerprint = hub_key(study).fingerprint.hex()
+    study.nodes[0].make("/core/audit/events", **signed_event(study.nodes[0]))
+    later = tmp_path / "later.json"
+    CliRunner().invoke(app, ["export", url, "--out", str(later), "--user", "admin"], input=PASSWORD + "\n")
+    said = CliRunner().invoke(app, ["verify", str(later), "--hub", fingerprint, "--since", str(out)])
+    assert said.exit_code == 0 and "The log verifies." in said.stdout, said.stderr
+    assert f"Analysis {study.analysis}" in said.stdout
+    assert CliRunner().invoke(app, ["verify", str(out), "--since", str(later)]).exit_code == 3
+
+
+def test_an_order_is_shown_with_its_proof(study: Study) -> None:
+    node = study.nodes[0]
+    (run,) = node.get(f"/core/analyses/{study.analysis}/runs")
+    old = node.get("/core/audit/head")
+    shown = node.get(f"/core/audit/starts/{run['id']}", seen="3")
+    assert shown["event"]["facts"]["run"] == run["id"] and shown["event"]["type"] == "start"
+    size, root = shown["head"]["size"], bytes.fromhex(shown["head"]["root"])
+    leaf = leaf_hash(
+        SignedEvent(json.dumps(shown["event"], sort_keys=True, separators=(",", ":")), shown["signature"]).leaf()
+    )
+    verify_inclusion(leaf, shown["index"], size, [bytes.fromhex(step) for step in shown["proof"]], root)
+    assert size >= old["size"]
+    first = verify_export(export(study), hub_key(study), [KnownHead(size, root)])
+    assert first.heads == 1
+    node.refused(404, "GET", "/core/audit/starts/" + "00" * 32 + "?seen=0")
+    node.refused(400, "GET", f"/core/audit/starts/{run['id']}")
+    stranger = study.world.person(study.world.realm("strangers"), "researcher")
+    stranger.refused(404, "GET", f"/core/audit/starts/{run['id']}?seen=0")
