@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 
 async def root(request: Request) -> Response:
+    """The release, and the hub's clock."""
     return answer({"version": version("flame-federated"), "timestamp": int(time.time() * 1000)})
 
 

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from sqlalchemy import Connection, delete, update
 
-from flame.hub.identity.tables import sessions, used_assertions
+from flame.hub.identity.tables import (
+    authorization_codes,
+    device_requests,
+    login_failures,
+    sessions,
+    used_assertions,
+)
+from flame.hub.limits import PERIOD
 from flame.hub.nodes.tables import nodes
 from flame.hub.objects.upkeep import forget_expired, sweep
 from flame.hub.relay.arriving import name_of
+from flame.hub.telemetry.events import forget_events
 from flame.model.errors import FlameError
 
 if TYPE_CHECKING:
@@ -43,6 +51,10 @@ async def expire(hub: HubState) -> None:
     def forget(connection: Connection) -> None:
         connection.execute(delete(sessions).where(sessions.c.expires < now))
         connection.execute(delete(used_assertions).where(used_assertions.c.expires < now - 60))
+        connection.execute(delete(authorization_codes).where(authorization_codes.c.expires < now - 600))
+        connection.execute(delete(device_requests).where(device_requests.c.expires < now - 600))
+        connection.execute(delete(login_failures).where(login_failures.c.at < now - PERIOD))
+        forget_events(connection)
 
     await hub.database.write(forget)
     await forget_expired(hub)

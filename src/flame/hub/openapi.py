@@ -20,6 +20,9 @@ from flame.hub.resources import Resource
 JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/"
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+_WORDS = re.compile(r"[^A-Za-z0-9]")
+_CALL = re.compile(r"^``(?:GET|POST|PUT|PATCH|DELETE) [^`]*``:? *(?:\(ours\):? *)?")
+"""How docstrings of endpoints begin: with the request, which stands beside the text already."""
 _REASONS: Final = {
     400: "the request is not valid; `issues` names the places",
     401: "nobody has logged in",
@@ -84,6 +87,7 @@ def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(schemas.items())),
+            "responses": {str(code): _problem(code) for code in _REASONS},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -113,9 +117,9 @@ def _operation(route: Route, method: str, about: About) -> dict[str, Any]:
     ]
     query = [{"name": name, "in": "query", "schema": schema} for name, schema in about.query.items()]
     operation: dict[str, Any] = {
-        "operationId": f"{method.lower()}{_PARAMETER.sub('_by_', route.path).replace('/', '_').replace('-', '_')}",
+        "operationId": _operation_id(method, route.path),
         "tags": [route.path.split("/")[1] or "hub"],
-        "summary": (inspect.getdoc(route.endpoint) or route.name.replace("_", " ")).split("\n\n")[0].replace("\n", " "),
+        "summary": _summary(route),
         "responses": {code: _answer(about) for code in _good(about)} | _refusals(route, method, about),
         "security": [] if about.public else [{"bearer": []}],
     }
@@ -124,6 +128,18 @@ def _operation(route: Route, method: str, about: About) -> dict[str, Any]:
     if about.body is not None:
         operation["requestBody"] = {"required": True, "content": _body(about)}
     return operation
+
+
+def _operation_id(method: str, path: str) -> str:
+    named = _PARAMETER.sub(r"by_\1", path)
+    ending = "_root" if path.endswith("/") else ""  # the same place with and without a slash is two routes
+    return _WORDS.sub("_", method.lower() + named).rstrip("_") + ending
+
+
+def _summary(route: Route) -> str:
+    said = inspect.getdoc(route.endpoint) or route.name.replace("_", " ").capitalize()
+    text = _CALL.sub("", said.split("\n\n")[0].replace("\n", " "))
+    return text[:1].upper() + text[1:]
 
 
 def _good(about: About) -> list[str]:
@@ -171,8 +187,11 @@ def _refusals(route: Route, method: str, about: About) -> dict[str, Any]:
         codes |= {404, 409, 507}
     if about.body is not None:
         codes |= {408, 413}
-    problem = {"content": {JSON: {"schema": {"$ref": f"{_REF}Problem"}}}}
-    return {str(code): {"description": _REASONS[code], **problem} for code in sorted(codes)}
+    return {str(code): {"$ref": f"#/components/responses/{code}"} for code in sorted(codes)}
+
+
+def _problem(code: int) -> dict[str, Any]:
+    return {"description": _REASONS[code], "content": {JSON: {"schema": {"$ref": f"{_REF}Problem"}}}}
 
 
 def _ref(kind: Resource | type) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Resource:
 
     @property
     def plural(self) -> str:
-        for ending, several in (("y", "ies"), ("is", "es")):
+        for ending, several in (("ey", "eys"), ("y", "ies"), ("is", "es")):
             if self.name.endswith(ending):
                 return self.name.removesuffix(ending) + several
         return self.name + "s"

@@ -47,7 +47,11 @@ def document(world: World) -> dict[str, Any]:
 def test_every_route_is_described_and_published(document: dict[str, Any]) -> None:
     assert [route for route in ROUTES if not isinstance(route, Described | WebSocketRoute)] == []
     routes = [route for route in ROUTES if isinstance(route, Route)]
+    assert len({operation["operationId"] for path in document["paths"].values() for operation in path.values()}) == sum(
+        len(path) for path in document["paths"].values()
+    )
     for route in routes:
+        assert route.endpoint.__doc__, route
         operations = document["paths"][re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)]
         for method in (route.methods or set()) - {"HEAD"}:
             assert operations[method.lower()]["responses"], route
@@ -57,9 +61,11 @@ def test_every_route_is_described_and_published(document: dict[str, Any]) -> Non
 def test_the_document_says_what_a_client_must_know(document: dict[str, Any]) -> None:
     analysis = document["components"]["schemas"]["Analysis"]["properties"]
     assert analysis["nodesApproved"]["type"] == ["integer", "null"] or analysis["nodesApproved"]["type"] == "integer"
-    assert "manifestMissing" not in analysis and "passwordHash" not in str(document) and "secretHash" not in str(
-        document
-    ).replace("secretHashed", "")
+    assert (
+        "manifestMissing" not in analysis
+        and "passwordHash" not in str(document)
+        and "secretHash" not in str(document).replace("secretHashed", "")
+    )
     names = {p["name"] for p in document["paths"]["/core/analyses"]["get"]["parameters"]}
     assert {"filter[projectId]", "filter[project.name]", "page[limit]", "sort", "include", "fields[project]"} <= names
     create = document["paths"]["/core/nodes"]["post"]

@@ -129,6 +129,7 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 async def create_analysis(request: Request) -> Response:
+    """An analysis within a project, with its buckets, its client, and the nodes that have approved the project."""
     actor = await authenticate(request)
     require_people(actor)
     body = await read_body(request, NewAnalysisBody)
@@ -208,6 +209,7 @@ def require_unlocked(row: Any) -> None:
 
 
 async def update_analysis(request: Request) -> Response:
+    """Change an analysis that is not locked."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
     values = _values(await read_body(request, AnalysisBody))
@@ -227,6 +229,7 @@ async def update_analysis(request: Request) -> Response:
 
 
 async def delete_analysis(request: Request) -> Response:
+    """Delete an analysis that does not run, with its files."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
     hub = hub_of(request)
@@ -258,6 +261,7 @@ def _require_not_running(connection: Connection, key: str) -> None:
 
 
 async def command(request: Request) -> Response:
+    """Lock, unlock, build, distribute, stop, or make buckets that are missing."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
     body = await read_body(request, CommandBody)
@@ -412,6 +416,7 @@ class PlaceBody(DecisionBody):
 
 
 async def create_analysis_node(request: Request) -> Response:
+    """Let a node of the project take part; asking again finds what is there."""
     actor = await authenticate(request)
     body = await read_body(request, AnalysisNodeBody)
     hub = hub_of(request)

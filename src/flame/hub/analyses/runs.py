@@ -61,6 +61,7 @@ def read_manifest(text: str) -> Manifest:
 
 
 async def get_manifest(request: Request) -> Response:
+    """What a locked analysis was frozen as: the text that is signed and approved."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
 
@@ -225,6 +226,7 @@ def _shown(row: Any) -> ShownRun:
 
 
 async def list_runs(request: Request) -> Response:
+    """The start orders of an analysis, and how far their runs are."""
     actor = await authenticate(request)
     key = path_id(request, ANALYSIS)
 

@@ -47,6 +47,7 @@ class EventBody(msgspec.Struct):
 
 
 async def post_event(request: Request) -> Response:
+    """A node's signed event; the answer is the receipt."""
     actor = await authenticate(request)
     if actor.node is None:
         raise NotAllowed("Only nodes write to the log; what people do at the hub, the hub writes.")
@@ -83,6 +84,7 @@ def _read_event(body: EventBody) -> Event:
 
 
 async def head(request: Request) -> Response:
+    """The newest signed tree head."""
     await authenticate(request)
     hub = hub_of(request)
     found, signature = await hub.database.read(hub.log.head)
@@ -166,6 +168,7 @@ def _start(connection: Connection, hub: HubState, index: int, signed: SignedEven
 
 
 async def consistency(request: Request) -> Response:
+    """The proof that a newer tree only adds to an older one."""
     await authenticate(request)
     old, new = _number(request, "old"), _number(request, "new")
     hub = hub_of(request)
@@ -174,6 +177,7 @@ async def consistency(request: Request) -> Response:
 
 
 async def inclusion(request: Request) -> Response:
+    """The proof that an entry stands in a tree."""
     await authenticate(request)
     index, size = _number(request, "index"), _number(request, "size")
     hub = hub_of(request)

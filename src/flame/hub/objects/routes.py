@@ -79,6 +79,7 @@ class NewBucketBody(BucketBody, kw_only=True):
 
 
 async def create_bucket(request: Request) -> Response:
+    """A bucket of one's own."""
     actor = await authenticate(request)
     if actor.kind != "user":
         raise NotAllowed("Nodes and analyses use the buckets of their analysis.")
@@ -131,6 +132,7 @@ async def get_bucket(request: Request) -> Response:
 
 
 async def delete_bucket(request: Request) -> Response:
+    """Delete a bucket of one's own with its files."""
     actor = await authenticate(request)
     hub = hub_of(request)
 
@@ -361,6 +363,7 @@ class _Receiver:
 
 
 async def stream_file(request: Request) -> Response:
+    """The content of a stored file."""
     actor = await authenticate(request)
     key = path_id(request, BUCKET_FILE)
     hub = hub_of(request)
@@ -431,6 +434,7 @@ def ustar_header(path: str, size: int) -> bytes:
 
 
 async def delete_file(request: Request) -> Response:
+    """Delete a stored file."""
     actor = await authenticate(request)
     key = path_id(request, BUCKET_FILE)
     hub = hub_of(request)

@@ -111,6 +111,7 @@ def require_people(actor: Actor) -> None:
 
 
 async def create_project(request: Request) -> Response:
+    """Propose a project."""
     actor = await authenticate(request)
     require_people(actor)
     body = await read_body(request, ProjectBody)
@@ -129,6 +130,7 @@ async def create_project(request: Request) -> Response:
 
 
 async def update_project(request: Request) -> Response:
+    """Change a project."""
     actor = await authenticate(request)
     key = path_id(request, PROJECT)
     values = (await read_body(request, ProjectBody)).checked()
@@ -163,6 +165,7 @@ async def update_project(request: Request) -> Response:
 
 
 async def delete_project(request: Request) -> Response:
+    """Delete a project that has no analyses."""
     actor = await authenticate(request)
     key = path_id(request, PROJECT)
 
@@ -201,7 +204,7 @@ def proposal_of(connection: Connection, key: str) -> Proposal:
 
 
 async def proposal(request: Request) -> Response:
-    """``GET /core/projects/:id/proposal``"""
+    """What a project asks of the hospitals, as the text whose digest they sign."""
     actor = await authenticate(request)
     key = path_id(request, PROJECT)
 
@@ -222,6 +225,7 @@ async def proposal(request: Request) -> Response:
 
 
 async def create_project_node(request: Request) -> Response:
+    """Ask a node for a project; asking again finds what is there."""
     actor = await authenticate(request)
     body = await read_body(request, ProjectNodeBody)
     hub = hub_of(request)

@@ -81,6 +81,7 @@ async def create_image(request: Request) -> Response:
 
 
 async def update_image(request: Request) -> Response:
+    """Give an environment another digest."""
     actor = await authenticate(request)
     demand(actor, Action.UPDATE, Hub("master_image_manage"))
     key = path_id(request, MASTER_IMAGE)

@@ -42,6 +42,7 @@ GONE_SECONDS: Final = 30.0
 
 
 async def hello(request: Request) -> Response:
+    """What a node says first where no WebSocket passes; the hub's answer."""
     hub = hub_of(request)
     node = node_of(await authenticate(request))
     shown = await welcome(hub, await read_body(request, Hello))
