@@ -200,11 +200,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.undo()
 
 
+@pytest.fixture(scope="module")
+def finished(world: World) -> str:
+    """An analysis that has a result."""
+    analysis = str(world.submit(world.project, "--title", "finished")["analysis"])
+    world.approve(analysis)
+    assert world.ada.keyed("watch", analysis)["status"] == "executed"
+    return analysis
+
+
 def test_a_submission_is_approved_watched_and_opened(world: World) -> None:
     ada = world.ada
     planned = ada.keyed("submit", "ages", "--project", world.project, "--dry-run")
     assert {p["name"] for p in planned["participants"]} == {*HOSPITALS, "aggregator"}
-    assert ada.does("analyses", "list") == []
+    assert not [row for row in ada.does("analyses", "list") if row["displayName"] == "ages"]
     submitted = world.submit(world.project)
     analysis = submitted["analysis"]
     watching = threading.Thread(
@@ -260,9 +269,8 @@ def test_a_condition_narrows_and_is_shown(world: World) -> None:
     assert "Bonn" in failed.stderr and "100" in failed.stderr
 
 
-def test_results_are_shown_once_on_the_own_machine(world: World) -> None:
-    ada = world.ada
-    analysis = next(row["id"] for row in ada.does("analyses", "list") if row["displayName"] == "ages")
+def test_results_are_shown_once_on_the_own_machine(world: World, finished: str) -> None:
+    ada, analysis = world.ada, finished
     shown = subprocess.Popen(
         [sys.executable, "-m", "flame", "results", "open", analysis, "--view", "--no-browser", "--passphrase-file", "passphrase"],
         cwd=ada.place, env={**os.environ, "FLAME_CONFIG_DIR": str(ada.place / "config")}, stderr=subprocess.PIPE, text=True,
@@ -284,9 +292,10 @@ def test_results_are_shown_once_on_the_own_machine(world: World) -> None:
             urllib.request.urlopen(address, timeout=5)
     finally:
         shown.kill()
+        shown.communicate()
 
 
-def test_a_rotation_voids_no_approval_and_older_results_still_open(world: World) -> None:
+def test_a_rotation_voids_no_approval_and_older_results_still_open(world: World, finished: str) -> None:
     ada = world.ada
     analysis = world.submit(world.project, "--no-start", "--title", "rotated")["analysis"]
     world.approve(analysis)
@@ -301,8 +310,7 @@ def test_a_rotation_voids_no_approval_and_older_results_still_open(world: World)
     ada.keyed("start", analysis)
     assert ada.keyed("watch", analysis)["status"] == "executed"
     assert opened(ada.keyed("results", "open", analysis), 1, ada.place)["n"] == len(AGES_ALL)
-    older = next(row["id"] for row in ada.does("analyses", "list") if row["displayName"] == "ages")
-    assert opened(ada.keyed("results", "open", older), 1, ada.place)["n"] == len(AGES_ALL)
+    assert opened(ada.keyed("results", "open", finished), 1, ada.place)["n"] == len(AGES_ALL)
     known = {(row["name"], row["kind"]): row for row in world.steward("Bonn", "members")}
     assert known["ada", "researcher"]["keys"] == 2 and known["ada", "researcher"]["confirmed"] == "here"
     again = world.submit(world.project, "--title", "after")["analysis"]
@@ -429,15 +437,14 @@ def test_two_members_confirmed_here_speak_for_a_third_and_against(world: World) 
     assert refused.returncode != 0
 
 
-def test_a_revoked_or_foreign_key_is_refused(world: World) -> None:
+def test_a_revoked_or_foreign_key_is_refused(world: World, finished: str) -> None:
     ada = world.ada
     foreign = Ada(ada.place.parent / "foreign")
     foreign.place.mkdir()
     (foreign.place / "password").write_text("a good password\n")
     foreign.does("login", "--hub", world.federation.hub_url, "--username", "ada", "--password-file", "password")
     foreign.does("keys", "new", "--unprotected", "--no-register")
-    older = next(row["id"] for row in ada.does("analyses", "list") if row["displayName"] == "ages")
-    said = foreign.fails("results", "open", older)
+    said = foreign.fails("results", "open", finished)
     assert "signed by nobody whose key you have named" in said["message"]
     analysis = world.submit(world.project, "--title", "revoked", "--param", "wait=true")
     world.approve(analysis["analysis"])

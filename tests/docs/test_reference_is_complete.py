@@ -61,7 +61,8 @@ def test_every_variable_that_the_code_reads() -> None:
 @pytest.mark.parametrize("field", dataclasses.fields(policy.Policy), ids=lambda field: str(field.name))
 def test_every_policy_key_with_its_default_and_choices(field: dataclasses.Field[object]) -> None:
     line = row(reference("policy.md"), field.name)
-    shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
     assert f"`{shown}`" in line or f'`"{shown}"`' in line
     for choice in policy._CHOICES.get(field.name, ()):
         assert f'`"{choice}"`' in line
