@@ -158,3 +158,21 @@ def test_telemetry_is_written_and_forgotten_by_administrators_alone(world: World
     stranger.refused(403, "DELETE", f"/telemetry/events/{event['id']}")
     world.admin("DELETE", f"/telemetry/events/{event['id']}", 202)
     world.admin.refused(400, "GET", "/telemetry/logs")
+
+
+def test_the_client_of_an_analysis_holds_what_it_is_given_and_no_more(world: World) -> None:
+    researcher = world.person(world.realm("permissions"), "researcher")
+    project = researcher.make("/core/projects", name=f"held-{secrets.token_hex(3)}")["id"]
+    path = f"/core/analyses/{researcher.make('/core/analyses', projectId=project)['id']}/client/permissions"
+    held = researcher.get(path)
+    names = [row["permission"]["name"] for row in held]
+    assert names == ["analysis_self_message_broker_use", "analysis_self_storage_use"]
+    researcher("DELETE", f"{path}/{held[0]['permissionId']}", 202)
+    assert researcher.get(path) == held[1:]
+    given = researcher("POST", path, 202, json={"permissionId": held[0]["permissionId"]})["data"]
+    assert given["permissionId"] == held[0]["permissionId"] and len(researcher.get(path)) == 2
+    more = world.admin.get("/auth/permissions", **{"filter[name]": "project_approve"})[0]["id"]
+    researcher.refused(403, "POST", path, json={"permissionId": more})
+    researcher.refused(400, "POST", path, json={"permissionId": str(uuid4())})
+    researcher.refused(404, "DELETE", f"{path}/{uuid4()}")
+    world.person(world.realm("outside"), "researcher").refused(404, "GET", path)

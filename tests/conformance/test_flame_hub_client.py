@@ -402,6 +402,7 @@ def test_the_life_of_an_analysis(flame: Flame, study: Study) -> None:
     assert "An entrypoint must be selected." in str(error)
     file = upload(flame, study)
     assert core.update_analysis_bucket_file(file, is_entrypoint=True).root is True
+    assert upload(flame, study).root is True  # another text of the same file is still the entrypoint
     locked = core.send_analysis_command(analysis, "configurationLock")
     assert locked.configuration_locked and locked.distribution_nodes_valid and locked.configuration_nodes_valid
     assert locked.configuration_entrypoint_valid and locked.configuration_image_valid

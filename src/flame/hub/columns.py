@@ -47,11 +47,15 @@ def fresh(**values: Any) -> dict[str, Any]:
     return {"id": new_id(), "created_at": moment, "updated_at": moment, **values}
 
 
+def is_id(value: str) -> bool:
+    try:
+        return str(UUID(value)) == value
+    except ValueError:
+        return False
+
+
 def check_id(value: str, what: str) -> str:
     """An id of a path. What is not even an id does not exist."""
-    try:
-        if str(UUID(value)) == value:
-            return value
-    except ValueError:
-        pass
+    if is_id(value):
+        return value
     raise NotFound(f"The {what} was not found.")

@@ -307,7 +307,12 @@ def test_who_is_asked_no_longer_leaves_what_was_locked_with_it(study: Study) -> 
         "/core/project-nodes", **{"filter[projectId]": study.project, "filter[nodeId]": study.nodes[0].id}
     )[0]["id"]
     study.start(digest)
-    study.researcher.refused(409, "DELETE", f"/core/project-nodes/{place}")
+    bucket = study.researcher.get("/core/analysis-buckets", **{"filter[analysisId]": study.analysis})[0]["id"]
+    for path in (
+        f"/core/project-nodes/{place}", f"/core/analysis-nodes/{study.place(study.nodes[0])['id']}",
+        f"/core/analysis-buckets/{bucket}", f"/core/analyses/{study.analysis}",
+    ):  # fmt: skip
+        study.researcher.refused(409, "DELETE", path)  # nothing of it changes while it runs
     study.command("executionStop")
     for node in study.nodes:
         node.change(f"/core/analysis-nodes/{study.place(node)['id']}", executionStatus="stopped")

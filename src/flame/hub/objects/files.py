@@ -16,7 +16,15 @@ from flame.model.errors import Conflict
 FilePath = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
-def register_file(connection: Connection, actor: Actor, file: Mapping[str, Any], link: Any) -> str:
+def is_entrypoint(connection: Connection, bucket: str, path: str) -> bool:
+    table = analysis_bucket_files
+    root = select(table.c.root).where(table.c.bucket_id == bucket, table.c.path == path)
+    return bool(connection.execute(root).scalar())
+
+
+def register_file(
+    connection: Connection, actor: Actor, file: Mapping[str, Any], link: Any, *, root: bool = False
+) -> str:
     """Make a stored file part of the analysis that its bucket belongs to; the row's id.
 
     Raises Conflict when another bucket of the program has a file of this path: one of them would shadow the other.
@@ -29,7 +37,7 @@ def register_file(connection: Connection, actor: Actor, file: Mapping[str, Any],
         if connection.execute(elsewhere.where(same, other)).first():
             raise Conflict(f"The program has a file '{file['path'][:100]}' in another bucket already.")
     values = fresh(
-        path=file["path"], root=False, bucket_id=file["bucket_id"], bucket_file_id=file["id"],
+        path=file["path"], root=root, bucket_id=file["bucket_id"], bucket_file_id=file["id"],
         analysis_bucket_id=link.id, analysis_id=link.analysis_id, realm_id=link.realm_id,
         user_id=actor.id if actor.kind == "user" else None, client_id=actor.id if actor.kind == "client" else None,
     )  # fmt: skip

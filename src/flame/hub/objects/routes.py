@@ -17,10 +17,10 @@ from starlette.responses import Response, StreamingResponse
 
 from flame.hub.analyses.tables import analyses, analysis_buckets
 from flame.hub.authorisation import Action, Actor, Bucket, Hub, bucket_facts, demand
-from flame.hub.columns import fresh, now
+from flame.hub.columns import fresh, is_id, now
 from flame.hub.described import About, Described
 from flame.hub.identity.sessions import authenticate
-from flame.hub.objects.files import register_file
+from flame.hub.objects.files import is_entrypoint, register_file
 from flame.hub.objects.resources import BUCKET, BUCKET_FILE
 from flame.hub.objects.tables import bucket_files, buckets
 from flame.hub.objects.upkeep import (
@@ -83,6 +83,8 @@ async def create_bucket(request: Request) -> Response:
     actor = await authenticate(request)
     if actor.kind != "user":
         raise NotAllowed("Nodes and analyses use the buckets of their analysis.")
+    if not actor.can("bucket_create"):
+        raise NotAllowed("This needs the permission 'bucket_create'.", next_step="Ask an administrator of your realm.")
     body = await read_body(request, NewBucketBody)
     row = fresh(
         name=body.name, region=body.region or None, actor_id=actor.id, actor_type=actor.kind, realm_id=actor.realm
@@ -114,10 +116,8 @@ def bucket_key(connection: Connection, actor: Actor, request: Request) -> str:
     """The id of the bucket that a path names, by its id or by a name that only one visible bucket has."""
     given = request.path_params["id"]
     table = BUCKET.table
-    wanted = select(table.c.id).where(BUCKET.readable(actor), (table.c.id == given) | (table.c.name == given)).limit(2)
-    found = list(connection.execute(wanted).scalars())
-    if given in found:
-        return str(given)
+    named = table.c.id == given if is_id(given) else table.c.name == given
+    found = list(connection.execute(select(table.c.id).where(BUCKET.readable(actor), named).limit(2)).scalars())
     if len(found) != 1:
         raise NotFound("The bucket was not found.")
     return str(found[0])
@@ -140,9 +140,9 @@ async def delete_bucket(request: Request) -> Response:
         key = bucket_key(connection, actor, request)
         shown = get_row(connection, actor, BUCKET, key)
         facts = bucket_facts(connection, key)
+        demand(actor, Action.DELETE, facts)
         if facts.analysis is not None:
             raise Conflict("The bucket belongs to an analysis.", next_step="Delete the analysis.")
-        demand(actor, Action.DELETE, facts)
         files = connection.execute(select(bucket_files.c.hash).where(bucket_files.c.bucket_id == key)).scalars().all()
         connection.execute(delete(buckets).where(buckets.c.id == key))
         return shown, list(files)
@@ -210,10 +210,12 @@ def _register(
     for path, spooled in parts:
         here = (bucket_files.c.bucket_id == key) & (bucket_files.c.path == path)
         older = connection.execute(select(bucket_files.c.hash).where(here)).scalar()
+        root = False
         if older is not None:
             if facts.type == "RESULT":
                 raise Conflict(f"There is a result called '{path}' already.", next_step="Results are never replaced.")
             replaced.append(older)
+            root = is_entrypoint(connection, key, path)  # another text of the program that runs is still what runs
             connection.execute(delete(bucket_files).where(here))
         directory, _, base = path.rpartition("/")
         row = fresh(
@@ -222,7 +224,7 @@ def _register(
         )  # fmt: skip
         connection.execute(insert(bucket_files).values(**row))
         if link is not None:
-            register_file(connection, actor, row, link)
+            register_file(connection, actor, row, link, root=root)
         shown.append(get_row(connection, actor, BUCKET_FILE, row["id"]))
     settle(connection, mine)
     _check_room(connection, hub, key)

@@ -11,7 +11,7 @@ buckets = Table(
     "buckets",
     metadata,
     identifier(),
-    Column("name", String(256), nullable=False),
+    Column("name", String(256), nullable=False, index=True),
     Column("region", String(256)),
     Column("actor_id", String(36), nullable=False),
     Column("actor_type", String(16), nullable=False),
