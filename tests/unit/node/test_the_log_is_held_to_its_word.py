@@ -243,6 +243,21 @@ def test_nothing_starts_while_a_proof_is_owed(journal: Journal) -> None:
     asyncio.run(scene())
 
 
+def test_a_log_that_went_back_to_a_head_of_before_is_refused(journal: Journal) -> None:
+    """The old head was once proven; that the newer entries are gone is what counts."""
+
+    async def scene() -> None:
+        node = Node(journal, Hub())
+        await node.heads.take(*node.hub.head, HUB)
+        node.hub.grow("one", "two")
+        await node.heads.take(*node.hub.head, HUB)
+        del node.hub.hashes[-2:]
+        with pytest.raises(Refused, match="does not continue"):
+            await node.heads.take(*node.hub.head, HUB)
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("left", [0, 3])
 def test_a_log_that_was_emptied_or_cut_is_refused(journal: Journal, left: int) -> None:
     async def scene() -> None:
@@ -297,7 +312,7 @@ def test_an_order_that_the_log_does_not_hold_starts_nothing(journal: Journal, ho
     asyncio.run(scene())
 
 
-def announced(parties: Parties, keys: dict[str, IdentityKey], sizes: list[int]) -> list[str]:
+def announced(parties: Parties, keys: dict[str, IdentityKey], sizes: list[int], *, join: bool = True) -> list[str]:
     """Each participant announces itself with a head of so many entries."""
     moment, nodes = int(time.time()), list(keys)
     for node, size in zip(nodes, sizes, strict=True):
@@ -306,8 +321,18 @@ def announced(parties: Parties, keys: dict[str, IdentityKey], sizes: list[int]) 
             run_key=HybridKey.generate().public_bytes, mask_key=b"\x09" + bytes(31), log_size=size, log_root=bytes(32),
             created=moment, expires=moment + 60,
         )  # fmt: skip
-        parties.take(node, sign_announcement(keys[node], said), moment)
+        (parties.take if join else parties.verify)(node, sign_announcement(keys[node], said), moment)
     return nodes
+
+
+def test_nothing_is_sealed_for_who_is_only_verified() -> None:
+    """A peer's announcement counts after its head has been compared, not before."""
+    participants = list(node_world.manifest().participants)[:2]
+    keys = {p.node: IdentityKey.generate() for p in participants}
+    parties = Parties(bytes(32), bytes(32), [Party(p, keys[p.node].public) for p in participants])
+    nodes = announced(parties, keys, [1, 1], join=False)
+    with pytest.raises(RunFailed, match="has not joined"):
+        parties.key_of(nodes[1], time.monotonic())
 
 
 @pytest.mark.parametrize(

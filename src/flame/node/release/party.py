@@ -63,7 +63,13 @@ class Parties:
         return list(self._parties)
 
     def take(self, node: str, body: bytes, now: int) -> Announcement:
-        """Verify an announcement and remember it. Raises Refused, BadSignature, Expired, Malformed."""
+        """`verify` and `join` in one."""
+        announcement = self.verify(node, body, now)
+        self.join(node, announcement)
+        return announcement
+
+    def verify(self, node: str, body: bytes, now: int) -> Announcement:
+        """An announcement as it came; nothing is sealed for it yet. Raises Refused, BadSignature, Expired, Malformed."""
         party = self[node]
         announcement = verify_announcement(body, party.public, run=self._run, node=party.id, now=now)
         if announcement.role != party.participant.role or announcement.manifest != self._manifest:
@@ -71,10 +77,16 @@ class Parties:
         known = self._announced.get(node)
         if known is not None:
             check_same_keys(known, announcement)
+        return announcement
+
+    def join(self, node: str, announcement: Announcement) -> None:
+        """A verified announcement counts: what is sent from now on may be sealed for it. Raises Refused for other keys."""
         with self._changed:
+            known = self._announced.get(node)
+            if known is not None:
+                check_same_keys(known, announcement)
             self._announced[node] = announcement
             self._changed.notify_all()
-        return announcement
 
     def restore(self, node: str, body: bytes) -> Announcement:
         """After a restart: an announcement that was taken before. Its time was judged when it came, once."""

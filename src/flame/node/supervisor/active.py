@@ -36,6 +36,7 @@ from flame.storage.failpoints import declare, reached
 
 if TYPE_CHECKING:
     from flame.node.contract import ContractRun
+    from flame.node.contract.local import LocalObjects
     from flame.node.egress.guard import Guard
 
 JOIN_SECONDS = 120.0
@@ -420,7 +421,7 @@ class ActiveRun:
         """What is not signed by the member, or is stale, is dropped; two different ones of one member end the run."""
         assert self._channel is not None
         try:
-            said = self._channel.parties.take(frame.sender, frame.body, int(time.time()))
+            said = self._channel.parties.verify(frame.sender, frame.body, int(time.time()))
         except Refused as error:
             if not isinstance(error, BadSignature | Expired) and error.code != "stranger":
                 raise
@@ -428,11 +429,12 @@ class ActiveRun:
         except Malformed as error:
             self._drop(frame, error)
         else:
+            await self._compare_heads(frame.sender, said)  # first: nothing is sealed for who has seen another log
+            self._channel.parties.join(frame.sender, said)
             await self._context.journal.execute(
                 "INSERT OR REPLACE INTO announcements VALUES(?, ?, ?)", self.order.id, frame.sender, frame.body
             )
             self._context.link.ack(frame.seq)
-            await self._compare_heads(frame.sender, said)
 
     async def _compare_heads(self, sender: str, said: Announcement) -> None:
         """The log as a peer has seen it must be the one seen here; without a proof within a minute the run does not go on."""
@@ -516,11 +518,13 @@ class ActiveRun:
             guard=guard,
             snapshots=prepared.snapshots,
             outlets=outlets,
+            local=(local := self._local_objects(manifest)),
+            noise=self._noisy,
         )
         command: tuple[str, ...] = ("-u", f"/code/{manifest.entrypoint}", *manifest.arguments)
         variables = {"FLAME_GATEWAY": f"{GATEWAY}/gateway.sock"}
         if not prepared.environment.has_own_sdk:
-            self._contract = self._speak_contract(manifest, prepared, channel, guard, self._side)
+            self._contract = self._speak_contract(manifest, prepared, channel, guard, self._side, local)
             command, variables = self._contract.command(GATEWAY, command), self._contract.variables()
         self._gateway = Gateway(self.folder.gateway, self._side, self._contract.routes if self._contract else None)
         limits = manifest.resources
@@ -548,7 +552,13 @@ class ActiveRun:
         self.feed(life.SandboxVerified())
 
     def _speak_contract(
-        self, manifest: Manifest, prepared: Prepared, channel: Channel, guard: Guard, side: Side
+        self,
+        manifest: Manifest,
+        prepared: Prepared,
+        channel: Channel,
+        guard: Guard,
+        side: Side,
+        local: LocalObjects,
     ) -> ContractRun:
         """The environment holds no SDK of ours: its programs speak FLAME's own contract, if any."""
         from flame.node.contract import ContractRun
@@ -561,9 +571,30 @@ class ActiveRun:
             channel=channel,
             guard=guard,
             folder=self.folder.gateway,
+            local=local,
             tables=prepared.snapshots,
             folders=prepared.folders,
         )
+
+    def _local_objects(self, manifest: Manifest) -> LocalObjects:
+        from flame.node.contract.local import SOURCE, LocalObjects
+
+        return LocalObjects(
+            self._context.journal,
+            self._context.storage_key,
+            project=manifest.project,
+            analysis=manifest.analysis,
+            run=self.order.id,
+            earlier=any(request.source == SOURCE for request in manifest.sources_of(self._context.node)),
+        )
+
+    def _noisy(self, number: int, value: float, epsilon: float, sensitivity: float) -> float:
+        """The same noise for the same release after a restart: nobody learns more by making the node begin anew."""
+        from flame.privacy.laplace import add_laplace
+
+        what = f"{self.order.id}/{number}/{epsilon!r}/{sensitivity!r}".encode()
+        seed = self._context.storage_key.mark(what, b"local dp\0" + bytes.fromhex(self.order.id))
+        return add_laplace(value, epsilon, sensitivity, seed)
 
     async def _open(self) -> None:
         if self._contract is not None:

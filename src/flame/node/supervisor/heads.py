@@ -23,6 +23,7 @@ from flame.protocol.documents import Event, SignedEvent
 from flame.protocol.freeze import format_time
 
 HUB = "the hub"
+MAX_PROVEN = 1000
 NEXT_STEP = "Entries were changed, removed or shown differently. Compare heads with another hospital by telephone."
 
 
@@ -101,6 +102,8 @@ class Heads:
         self._context = context
         self._lock = asyncio.Lock()
         self._alarms: dict[tuple[str, str], Alarm] = {}
+        self._proven: dict[int, bytes] = {}
+        """Heads that were joined to the newest: what several peers show is proven once."""
         self._unproven = ""
 
     @property
@@ -151,8 +154,13 @@ class Heads:
         """
         async with self._lock:
             own_size, own_root = self._context.link.newest_head
-            if own_size and (size, root) != (own_size, own_root) and not _joins(own_size, own_root, size, root, proof):
+            # an old head is fine from a peer, and from the hub itself it may be a log that went back: ask
+            known = (size, root) == (own_size, own_root) or (shown_by != HUB and self._proven.get(size) == root)
+            if own_size and not known and not _joins(own_size, own_root, size, root, proof):
                 await self._compare(size, root, own_size, own_root, shown_by)
+            if len(self._proven) >= MAX_PROVEN:
+                self._proven.clear()
+            self._proven[size] = root
             if shown_by == HUB:
                 self._unproven = ""
             self.over(shown_by)
