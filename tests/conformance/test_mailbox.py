@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flame.model.errors import Conflict, Exhausted
+from flame.model.errors import Conflict, Exhausted, Refused
 from flame.storage.engine import Database
 from flame.storage.mailbox import Letter, Mailbox, MemoryMailbox, Quota, SqlMailbox
+from postgres_world import Postgres
 
 A, B, C = "node-a", "node-b", "node-c"
 RUN = bytes(32)
@@ -25,7 +26,7 @@ def letter(body: bytes = b"x", sender: str = A, **changed: object) -> Letter:
     return replace(made, **changed)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Mailbox]]:
     opened: list[Database] = []
 
@@ -33,7 +34,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
         quota = quota or Quota()
         if request.param == "memory":
             return MemoryMailbox(quota)
-        database = Database(tmp_path / f"{len(opened)}.db")
+        database = a_database(request, str(request.param), tmp_path)
         database.open()
         opened.append(database)
         return SqlMailbox(database, quota)
@@ -41,6 +42,13 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
     yield build
     for database in opened:
         database.close()
+
+
+def a_database(request: pytest.FixtureRequest, form: str, folder: Path) -> Database:
+    if form == "sqlite":
+        return Database(folder / f"{os.urandom(8).hex()}.db")
+    server: Postgres = request.getfixturevalue("postgres")
+    return Database(server.url(server.fresh()))
 
 
 @pytest.fixture
@@ -164,6 +172,108 @@ def test_a_full_box_refuses_and_stores_nothing_anywhere(make: Callable[..., Mail
     check(scenario(make(quota)))
 
 
+@pytest.mark.parametrize("other_first", [False, True])
+def test_one_run_leaves_room_for_others(make: Callable[..., Mailbox], other_first: bool) -> None:
+    """A run has its own part of each box, in messages (wait for room) and in bytes (refused for good)."""
+
+    async def scenario(mailbox: Mailbox) -> None:
+        other = b"o" * 32
+        if other_first:
+            await mailbox.put(letter(b"xx", run=other), [B])
+        for _ in range(3):
+            await mailbox.put(letter(b"xx"), [B])
+        with pytest.raises(Exhausted) as full:
+            await mailbox.put(letter(b"xx"), [C, B])
+        assert full.value.fields["retryAfter"] and "as many as it may have" in full.value.message
+        assert await mailbox.waiting(C) == [], "refused at one, stored at none"
+        with pytest.raises(Refused, match="may have 40 bytes") as spent:
+            await mailbox.put(letter(b"x" * 35), [B])
+        assert spent.value.code == "run_quota"
+        await mailbox.put(letter(b"x" * 40, run=other), [C])
+        await mailbox.put(letter(b"xx", run=other), [B])
+        first = (await mailbox.waiting(B))[1 if other_first else 0]
+        await mailbox.acknowledge(B, [first.seq])
+        assert await mailbox.put(letter(b"xx"), [B]) is not None, "what is acknowledged makes room"
+        await mailbox.purge(RUN)
+        for _ in range(3):
+            assert await mailbox.put(letter(b"xx"), [B]) is not None, "and so does the end of a run"
+
+    check(scenario(make(Quota(letters=8, bytes=1000, run_letters=3, run_bytes=40))))
+
+
+def test_a_refused_letter_may_be_put_again_under_its_name(make: Callable[..., Mailbox]) -> None:
+    async def scenario(mailbox: Mailbox) -> None:
+        first, second = letter(), letter()
+        await mailbox.put(first, [B])
+        for _ in range(2):
+            with pytest.raises(Exhausted):
+                await mailbox.put(second, [B])
+        await mailbox.acknowledge(B, [1])
+        assert await mailbox.put(second, [B]) == {B: 2}
+        assert [d.letter.msg_id for d in await mailbox.waiting(B)] == [second.msg_id]
+
+    check(scenario(make(Quota(letters=1))))
+
+
+def test_the_order_of_each_sender_is_kept_among_many(mailbox: Mailbox) -> None:
+    async def scenario() -> None:
+        sent = {who: [letter(b"%d" % n, sender=who) for n in range(60)] for who in (A, C)}
+
+        async def send(who: str) -> None:
+            running = []
+            for one in sent[who]:  # handed in one after the other, none waited for
+                running.append(asyncio.create_task(mailbox.put(one, [B])))
+                await asyncio.sleep(0)
+            await asyncio.gather(*running)
+
+        await asyncio.gather(send(A), send(C))
+        found = await mailbox.waiting(B, limit=1000)
+        for who in (A, C):
+            assert [d.letter for d in found if d.letter.sender == who] == sent[who]
+
+    check(scenario())
+
+
+def test_a_large_letter_is_there_before_its_body_and_whole_with_it(mailbox: Mailbox) -> None:
+    async def scenario() -> None:
+        large = letter(b"header", size=5_000_000)
+        assert await mailbox.is_arriving(A, large.msg_id) is None
+        await mailbox.put(large, [B, C])
+        (found,) = await mailbox.waiting(B)
+        assert not found.letter.is_whole
+        assert await mailbox.is_arriving(A, large.msg_id) is True
+        assert await mailbox.arriving() == [(A, large.msg_id)]
+        assert await mailbox.put(large, [B, C]) is None
+        assert await mailbox.arrived(A, large.msg_id, "mail/1") is True
+        assert await mailbox.arrived(A, large.msg_id, "mail/2") is False, "the first to have all of it counts"
+        (found,) = await mailbox.waiting(C)
+        assert found.letter.is_whole and found.letter.blob == "mail/1"
+        assert await mailbox.is_arriving(A, large.msg_id) is False and await mailbox.arriving() == []
+        await mailbox.acknowledge(B, [1])
+        assert await mailbox.acknowledge(C, [1]) == ["mail/1"]
+        assert await mailbox.is_arriving(A, large.msg_id) is False, "and is not wanted again"
+        assert await mailbox.arrived(A, large.msg_id, "mail/3") is False
+
+    check(scenario())
+
+
+def test_a_body_that_nobody_waits_for_any_more_is_not_taken(mailbox: Mailbox) -> None:
+    async def scenario() -> None:
+        seen, gone = letter(b"header", size=5_000_000), letter(b"header", size=5_000_000)
+        await mailbox.put(seen, [B])
+        await mailbox.acknowledge(B, [1])
+        assert await mailbox.arrived(A, seen.msg_id, "mail/1") is False
+        await mailbox.put(gone, [B])
+        await mailbox.purge(RUN)
+        assert await mailbox.arrived(A, gone.msg_id, "mail/1") is False
+        small = letter()
+        await mailbox.put(small, [B])
+        assert await mailbox.arrived(A, small.msg_id, "mail/1") is False
+        assert (await mailbox.find(B, A, small.msg_id)).letter.blob is None
+
+    check(scenario())
+
+
 def test_many_at_once_lose_nothing(mailbox: Mailbox) -> None:
     async def scenario() -> None:
         sent = [letter(b"%d" % i) for i in range(200)]
@@ -185,9 +295,12 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("form", ["sqlite", "postgresql"])
 @given(steps=STEPS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_both_forms_agree(steps: list[tuple[object, ...]], tmp_path: Path) -> None:
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_all_forms_agree(
+    form: str, steps: list[tuple[object, ...]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Whatever is done, in whatever order, the SQL form says what the memory form says."""
 
     async def play(mailbox: Mailbox) -> list[object]:
@@ -204,8 +317,7 @@ def test_both_forms_agree(steps: list[tuple[object, ...]], tmp_path: Path) -> No
             seen.append(await mailbox.waiting(recipient))
         return seen
 
-    path = tmp_path / f"{os.urandom(8).hex()}.db"
-    database = Database(path)
+    database = a_database(request, form, tmp_path)
     database.open()
     try:
         assert asyncio.run(play(SqlMailbox(database))) == asyncio.run(play(MemoryMailbox()))

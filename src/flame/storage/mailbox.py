@@ -30,9 +30,12 @@ from sqlalchemy import (
 )
 from sqlalchemy import Column as Col
 
-from flame.model.errors import Conflict, Exhausted
+from flame.model.errors import Conflict, Exhausted, Refused
 from flame.storage.engine import Database, metadata
 from flame.storage.upsert import upsert as insert
+
+RETRY_AFTER = 2
+"""Seconds after which a box that was full may have room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,16 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What may wait in one box."""
+    """What may wait in one recipient's box, and of that, what one run may have there.
+
+    A full box empties when its recipient acknowledges, and when runs end: a sender waits and repeats. Large letters of a
+    run are acknowledged by its end alone: a run that has used up its bytes is refused for good.
+    """
 
     letters: int = 20_000
-    bytes: int = 8 << 30
+    bytes: int = 64 << 30
+    run_letters: int = 10_000
+    run_bytes: int = 32 << 30
 
 
 class Mailbox(Protocol):
@@ -79,7 +88,8 @@ class Mailbox(Protocol):
 
         None: this (sender, msg_id) is stored already, which is not an error when it is the same letter; another
         letter under the same name is a Conflict. Survives a crash once it has returned.
-        Raises Exhausted when a box is full, storing nothing.
+        Raises Exhausted when a box is full, or the run's part of it, storing nothing: repeating it later may succeed.
+        Raises Refused when the run has used up its bytes: repeating it changes nothing.
         """
 
     async def arrived(self, sender: str, msg_id: bytes, blob: str) -> bool:
@@ -234,6 +244,11 @@ _COUNT = (
     )
     .returning(boxes.c.last_seq, boxes.c.letters, boxes.c.bytes)
 )
+_OF_RUN = (
+    select(func.count().label("letters"), func.coalesce(func.sum(deliveries.c.size), 0).label("size"))
+    .join(letters, letters.c.id == deliveries.c.letter_id)
+    .where(deliveries.c.recipient == bindparam("recipient"), letters.c.run == bindparam("run"))
+)
 _ADDRESS = deliveries.insert()
 _WAITING = (
     _DELIVERY.where(deliveries.c.recipient == bindparam("recipient"), deliveries.c.seq > bindparam("after"))
@@ -272,7 +287,7 @@ def _put(connection: Connection, letter: Letter, recipients: Sequence[str], quot
     if letter_id is None:
         _check_same(connection, letter)
         return None
-    seqs = {recipient: _next_seq(connection, recipient, letter.size, quota) for recipient in recipients}
+    seqs = {recipient: _next_seq(connection, recipient, letter, quota) for recipient in recipients}
     if seqs:
         connection.execute(
             _ADDRESS,
@@ -289,17 +304,36 @@ def _check_same(connection: Connection, letter: Letter) -> None:
         )
 
 
-def _next_seq(connection: Connection, recipient: str, size: int, quota: Quota) -> int:
-    counted = connection.execute(_COUNT, {"recipient": recipient, "size": size}).one()
-    _check_quota(recipient, counted.letters, counted.bytes, quota)
+def _next_seq(connection: Connection, recipient: str, letter: Letter, quota: Quota) -> int:
+    counted = connection.execute(_COUNT, {"recipient": recipient, "size": letter.size}).one()
+    _check_box(recipient, counted.letters, counted.bytes, quota)
+    if counted.letters > quota.run_letters or counted.bytes > quota.run_bytes:  # only then can one run have so much
+        of_run = connection.execute(_OF_RUN, {"recipient": recipient, "run": letter.run}).one()
+        _check_run(recipient, of_run.letters + 1, int(of_run.size) + letter.size, quota)
     return int(counted.last_seq)
 
 
-def _check_quota(recipient: str, count: int, size: int, quota: Quota) -> None:
+def _check_box(recipient: str, count: int, size: int, quota: Quota) -> None:
     if count > quota.letters or size > quota.bytes:
         raise Exhausted(
-            f"The mailbox of node {recipient} is full ({count - 1} messages wait).",
+            f"The mailbox of node {recipient} is full: {count - 1} messages wait there, and {quota.letters} messages or {quota.bytes} bytes may.",
             next_step="It empties when that node is online again and fetches its messages.",
+            retryAfter=RETRY_AFTER,
+        )
+
+
+def _check_run(recipient: str, count: int, size: int, quota: Quota) -> None:
+    if size > quota.run_bytes:
+        raise Refused(
+            f"This run may have {quota.run_bytes} bytes waiting for node {recipient}; with this message it would have {size}.",
+            next_step="Release less in each round, or ask the hub's operator for a higher limit.",
+            code="run_quota",
+        )
+    if count > quota.run_letters:
+        raise Exhausted(
+            f"This run has {count - 1} messages waiting for node {recipient}, which is as many as it may have.",
+            next_step="They become fewer when that node fetches them.",
+            retryAfter=RETRY_AFTER,
         )
 
 
@@ -355,7 +389,9 @@ class MemoryMailbox:
         for recipient in recipients:
             box = self._boxes.get(recipient, {})
             size = sum(self._letters[n].size for n in box.values()) + letter.size
-            _check_quota(recipient, len(box) + 1, size, self._quota)
+            _check_box(recipient, len(box) + 1, size, self._quota)
+            of_run = [self._letters[n].size for n in box.values() if self._letters[n].run == letter.run]
+            _check_run(recipient, len(of_run) + 1, sum(of_run) + letter.size, self._quota)
         self._letters[name] = letter
         for recipient in recipients:
             self._last[recipient] = self._last.get(recipient, 0) + 1
