@@ -434,6 +434,9 @@ def upgrade() -> None:
     with op.batch_alter_table("analysis_nodes", naming_convention=steps.NAMES) as batch_op:
         batch_op.add_column(sa.Column("approval_by", sa.String(length=128), nullable=True))
 
+    with op.batch_alter_table("buckets", naming_convention=steps.NAMES) as batch_op:
+        batch_op.create_index(batch_op.f("ix_buckets_name"), ["name"], unique=False)
+
     with op.batch_alter_table("clients", naming_convention=steps.NAMES) as batch_op:
         batch_op.add_column(sa.Column("is_confidential", sa.Boolean(), server_default=sa.true(), nullable=False))
         batch_op.add_column(sa.Column("auth_method", sa.String(length=16), server_default="secret", nullable=False))
@@ -471,10 +474,10 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_nodes_registry_project_id"), ["registry_project_id"], unique=False)
         batch_op.create_unique_constraint("nodes_external_name_registry_id_key", ["external_name", "registry_id"])
         batch_op.create_foreign_key(
-            "nodes_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
+            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
         )
         batch_op.create_foreign_key(
-            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
+            "nodes_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
         )
 
     with op.batch_alter_table("project_nodes", naming_convention=steps.NAMES) as batch_op:
@@ -524,9 +527,9 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_user_roles_role_realm_id"), ["role_realm_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_user_roles_user_realm_id"), ["user_realm_id"], unique=False)
         batch_op.create_foreign_key(
-            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
         )
         batch_op.create_foreign_key(
-            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
         )
     steps.after_0002(op.get_bind())
