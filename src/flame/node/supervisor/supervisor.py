@@ -105,7 +105,7 @@ class Supervisor:
                 try:
                     await self._decisions.require_live(active.order.analysis, read_manifest(active.order.manifest))
                 except FlameError as error:
-                    active.feed(life.StopAsked(f"the node: {error.message}"))
+                    active.feed(life.StopAsked(f"the node: {error.message.rstrip('.')}"))
             for project in await self._decisions.expired_projects():
                 await self.forget_project(project, "it has expired")
 
