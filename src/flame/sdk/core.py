@@ -7,16 +7,19 @@ NumPy arrays is refused with a clear error; nothing polls; free text of a log li
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from flame.model.errors import Invalid
 from flame.sdk.federation import Federation, NoMessage, connect
 from flame.sdk.federation import Message as Received
 
+_OBJECT = "object."
 INTERMEDIATE = "intermediate_data"
 FINISHED = "analysis_finished"
 
@@ -30,6 +33,13 @@ _LEVELS = {
     "crit": "error",
 }
 _SUFFIXES = {"str": ".txt", "bytes": ".bin", "pickle": ".pkl"}
+
+
+class LocalDifferentialPrivacyParams(TypedDict):
+    """Noise of the scale sensitivity / epsilon."""
+
+    epsilon: float
+    sensitivity: float
 
 
 @dataclass
@@ -79,6 +89,8 @@ class FlameCoreSDK:
         self._progress = 0
         self._held_back = ""
         self._messages: list[Message] = []
+        self._handed = 0
+        self._received: dict[str, Any] = {}
 
     # --- general ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +117,21 @@ class FlameCoreSDK:
 
     def get_role(self) -> str:
         return self.federation.role
+
+    def get_type(self) -> str:
+        """The node's type, which is its role."""
+        return self.federation.role
+
+    def get_self_node_index(self) -> int:
+        """This node's place among all participants, in the order of the manifest."""
+        return self.get_node_index(self.federation.id)
+
+    def get_node_index(self, node_id: str) -> int:
+        """A participant's place, the same at every node. Raises Invalid for a stranger."""
+        ids = [participant.id for participant in self.federation.participants]
+        if node_id not in ids:
+            raise Invalid("This node takes no part in the run.", next_step="Use an id from get_participant_ids().")
+        return ids.index(node_id)
 
     def ready_check(
         self, nodes: str | Sequence[str] = "all", attempt_interval: int = 30, timeout: int | None = None
@@ -188,6 +215,19 @@ class FlameCoreSDK:
                 found[received.sender] = [message]
         return found
 
+    def send_message_and_wait_for_responses(
+        self,
+        receivers: str | Sequence[str],
+        message_category: str,
+        message: dict[str, Any],
+        max_attempts: int = 1,
+        timeout: float | None = None,
+        attempt_timeout: int = 10,
+    ) -> dict[str, list[Message] | None]:
+        """Send a message, then wait for one of the same category from each receiver; None for who sent none in time."""
+        to, _ = self.send_message(receivers, message_category, message, max_attempts, None, attempt_timeout)
+        return self.await_messages(to, message_category, timeout=timeout)
+
     def get_messages(self, status: str = "unread") -> list[Message]:
         """Messages this program has received. Those not awaited yet are still at the node and not among them."""
         return [message for message in self._messages if message.body["meta"]["status"] == status]
@@ -213,17 +253,16 @@ class FlameCoreSDK:
         output_type: str | Sequence[str] = "str",
         multiple_results: bool = False,
         filename: str | Sequence[str] | None = None,
-        local_dp: object = None,
+        local_dp: LocalDifferentialPrivacyParams | None = None,
     ) -> dict[str, str] | list[dict[str, str]]:
         """Hand in the final result as ``.txt``, ``.bin`` or ``.pkl`` (of our own object; nothing here reads pickles).
 
         ``multiple_results``: a list or tuple, one file each; ``output_type`` and ``filename`` may then be lists, or a
-        file name whose stem is numbered.
+        file name whose stem is numbered. ``local_dp``: one number, to which the node adds Laplace noise
+        before it leaves; the program never sees what was added. Without noise it does not leave.
         """
         if local_dp is not None:
-            raise Invalid(
-                "local_dp cannot be chosen by the program.", next_step="Declare the protection in flame.toml."
-            )
+            return self._submit_noisy(result, local_dp, filename)
         if not (multiple_results and isinstance(result, list | tuple) and len(result) > 1):
             kind = output_type if isinstance(output_type, str) else output_type[0]
             name = filename if isinstance(filename, str) or filename is None else filename[0]
@@ -257,7 +296,102 @@ class FlameCoreSDK:
             found[received.sender] = received.value
         return found
 
+    def save_intermediate_data(
+        self,
+        data: Any,
+        location: Literal["local", "global"] = "local",
+        remote_node_ids: Sequence[str] | None = None,
+        tag: str | None = None,
+    ) -> Any:
+        """``local``: keep a value at this node (``tag``: to find it by). ``global``: hand one to each of the nodes.
+
+        Returns ``{"status", "url", "id"}``, for ``global`` one for each node; the receiver fetches it by that id.
+        """
+        if location == "local":
+            if remote_node_ids:
+                raise Invalid("What is kept locally is for no other node.", next_step="Use location='global'.")
+            return _saved(self.federation.keep(data, tag or ""))
+        if not remote_node_ids:
+            raise Invalid("location='global' needs remote_node_ids.", next_step="Name the receivers.")
+        if tag is not None:
+            raise Invalid("Only what is kept locally has a tag.", next_step="Leave tag out.")
+        saved = {}
+        for node in remote_node_ids:
+            self._handed += 1
+            category = f"{_OBJECT}{self._handed}"
+            self.federation.send([node], data, category)
+            saved[node] = _saved(f"{category}?remote_node_id={self.get_id()}")
+        return saved
+
+    def get_intermediate_data(
+        self,
+        location: Literal["local", "global"] = "local",
+        query: str | None = None,
+        tag: str | None = None,
+        tag_option: Literal["all", "first", "last"] = "all",
+    ) -> Any:
+        """By ``query`` (an id): the value. By ``tag``: always a list, of all, the first or the last. Raises NotFound."""
+        if tag is not None:
+            ids = self.federation.kept_under(tag)
+            wanted = {"all": ids, "first": ids[:1], "last": ids[-1:]}[tag_option]
+            return [self.federation.kept(id_) for id_ in wanted]
+        if query is None:
+            raise Invalid("Something is fetched by its id or by its tag.", next_step="Give query or tag.")
+        if location == "local":
+            return self.federation.kept(query)
+        if query not in self._received:
+            category, _, sender = query.partition("?remote_node_id=")
+            self._received[query] = self.federation.receive(category, [sender]).value
+        return self._received[query]
+
+    def get_local_tags(self, filter: str | None = None) -> list[str]:
+        """The tags of what is kept at this node; ``filter``: only those that hold this text."""
+        return [tag for tag in self.federation.kept_tags() if filter is None or filter in tag]
+
+    def set_checkpoint(self, number: int, data: Any) -> None:
+        """Keep a value under the tag ``checkpoint-<number>``."""
+        self.federation.keep(data, f"checkpoint-{number}")
+
+    def load_checkpoint(self, number: int) -> Any:
+        """The newest value of a checkpoint; None when there is none."""
+        found = self.get_intermediate_data(tag=f"checkpoint-{number}", tag_option="last")
+        return found[0] if found else None
+
     # --- data -------------------------------------------------------------------------------------------------------
+
+    def node_has_data(self) -> bool:
+        """Whether this node has a data source for the run."""
+        return bool(self.federation.sources)
+
+    def fhir_to_csv(
+        self,
+        fhir_data: Mapping[str, Any],
+        col_key_seq: str,
+        value_key_seq: str,
+        input_resource: str,
+        row_key_seq: str | None = None,
+        row_id_filters: Sequence[str] | None = None,
+        col_id_filters: Sequence[str] | None = None,
+        row_col_name: str = "",
+        separator: str = ",",
+        output_type: Literal["file", "dict"] = "file",
+    ) -> io.StringIO | dict[str, dict[str, Any]]:
+        """A bundle of Observations or QuestionnaireResponses as a table; see ``flame.sdk.fhir.fhir_to_csv``."""
+        from flame.sdk.fhir import fhir_to_csv
+
+        return fhir_to_csv(
+            fhir_data,
+            col_key_seq,
+            value_key_seq,
+            input_resource,
+            row_key_seq,
+            row_id_filters,
+            col_id_filters,
+            row_col_name,
+            separator,
+            output_type,
+            following=self._following,
+        )
 
     def get_data_sources(self) -> list[dict[str, str]]:
         return [{"name": name} for name in self.federation.sources]
@@ -285,6 +419,24 @@ class FlameCoreSDK:
         )
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _following(self, query: str) -> Mapping[str, Any]:
+        """The next page of a search."""
+        found = [answers[query] for answers in self.get_fhir_data([query]) or [] if query in answers]
+        if not found:
+            raise Invalid("No data source has the next page of the search.")
+        page: Mapping[str, Any] = found[0]
+        return page
+
+    def _submit_noisy(
+        self, result: Any, local_dp: LocalDifferentialPrivacyParams, filename: str | Sequence[str] | None
+    ) -> dict[str, str]:
+        if isinstance(result, bool) or not isinstance(result, int | float) or not math.isfinite(result):
+            raise Invalid("local_dp is for one finite number.", next_step="Submit a single int or float.")
+        name = filename if isinstance(filename, str) or filename is None else filename[0]
+        noise = (float(local_dp["epsilon"]), float(local_dp["sensitivity"]))
+        self.federation.submit(repr(float(result)), name, suffix=".txt", noise=noise)
+        return {"status": "success"}
 
     def _send(self, receivers: str | Sequence[str], value: Any, category: str) -> tuple[list[str], list[str]]:
         to = [receivers] if isinstance(receivers, str) else list(receivers)
@@ -327,6 +479,10 @@ class FlameCoreSDK:
         count = len(self._messages) - len(kept)
         self._messages = kept
         return count
+
+
+def _saved(id_: str) -> dict[str, str]:
+    return {"status": "success", "url": id_, "id": id_}
 
 
 def _encoded(result: Any, output_type: str) -> bytes:

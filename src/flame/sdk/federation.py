@@ -237,17 +237,51 @@ class Federation:
             raise Invalid(f"Progress is a number from 0 to 100, not {percent}.")
         self._calls.call(gateway.Done, gateway.Progress(int(percent)))
 
-    def submit(self, result: object, filename: str | None = None, *, suffix: str = "") -> str:
+    def submit(
+        self,
+        result: object,
+        filename: str | None = None,
+        *,
+        suffix: str = "",
+        noise: tuple[float, float] | None = None,
+    ) -> str:
         """Hand in a result file (aggregator only); returns its name. Call again for further files.
 
         Bytes become ``result.bin``, text ``result.txt``, everything else ``result.json`` (deterministic; NaN and
-        infinities as null); ``suffix`` (as ".csv") replaces that ending. Raises Invalid for a value without a form as
+        infinities as null); ``suffix`` (as ".csv") replaces that ending. ``noise``: epsilon and sensitivity; the result is
+        then one number as text, and the node adds Laplace noise to it before it leaves. Raises Invalid for a value without a form as
         JSON or a name that is not allowed.
         """
         file = result_file(result, filename, suffix=suffix)
         name = file.name if filename else self._numbered(file.name)
-        self._calls.call(gateway.Done, gateway.Submit(name, file.media_type), [file.data])
+        self._calls.call(gateway.Done, gateway.Submit(name, file.media_type, noise), [file.data])
         return name
+
+    # --- what stays at the node -------------------------------------------------------------------------------------
+
+    def keep(self, value: Any, tag: str = "") -> str:
+        """Keep a value at this node, for this project; returns its id. It never leaves the hospital.
+
+        ``tag``: up to 32 lower-case letters, digits and '-', to find it by. Later analyses of the project find it where
+        their manifest asks for the source ``local``.
+        """
+        reply, _ = self._calls.call(gateway.Sent, gateway.Keep(tag), values.encode(value))
+        return reply.id
+
+    def kept(self, id: str) -> Any:
+        """A value that was kept, by its id. Raises NotFound."""
+        _, body = self._calls.call(gateway.Kept, gateway.GetKept(id))
+        return values.decode(body)
+
+    def kept_tags(self) -> list[str]:
+        """The tags under which something is kept, in the order of their first use."""
+        reply, _ = self._calls.call(gateway.Kept, gateway.ListKept())
+        return list(dict.fromkeys(tag for _, tag in reply.objects))
+
+    def kept_under(self, tag: str) -> list[str]:
+        """The ids of what is kept under a tag, oldest first."""
+        reply, _ = self._calls.call(gateway.Kept, gateway.ListKept(tag))
+        return [id_ for id_, _ in reply.objects]
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flame.model.errors import Invalid
-from flame.sdk.core import FlameCoreSDK
+from flame.sdk.core import FlameCoreSDK, LocalDifferentialPrivacyParams
 
 DataType = Literal["s3", "fhir", "table"]
 
@@ -111,19 +111,85 @@ class StarModel:
         filename: str | Sequence[str] | None = None,
         *,
         flame: FlameCoreSDK | None = None,
+        test_mode: bool = False,
+        test_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        del test_mode, test_kwargs  # of the original's own tester; see StarModelTester
         if data_type not in ("s3", "fhir", "table"):
             raise Invalid(f"data_type is 's3', 'fhir' or 'table', not {data_type!r}.")
         self.flame = flame or FlameCoreSDK()
         if self.flame.get_role() == "aggregator":
             middle = aggregator(self.flame, **(aggregator_kwargs or {}))
             result = middle.run(simple_analysis)
-            self.flame.submit_final_result(result, output_type, multiple_results, filename)
+            self._submit(result, output_type, multiple_results, filename)
             self.flame.analysis_finished()
         else:
             side = analyzer(self.flame, **(analyzer_kwargs or {}))
             side.run(_data(self.flame, data_type, query), simple_analysis)
             self.flame.federation.finish()
+
+    def _submit(
+        self,
+        result: Any,
+        output_type: str | Sequence[str],
+        multiple_results: bool,
+        filename: str | Sequence[str] | None,
+    ) -> None:
+        self.flame.submit_final_result(result, output_type, multiple_results, filename)
+
+
+class StarLocalDPModel(StarModel):
+    """A ``StarModel`` whose final result is one number, to which the aggregator's node adds Laplace noise.
+
+    Noise is never skipped: not in a simple analysis, and not because of what ``has_converged`` says. Raises Invalid
+    before anything runs when epsilon or sensitivity is missing.
+    """
+
+    def __init__(
+        self,
+        analyzer: type[StarAnalyzer],
+        aggregator: type[StarAggregator],
+        data_type: DataType,
+        query: str | Sequence[str] | None = None,
+        simple_analysis: bool = True,
+        output_type: str | Sequence[str] = "str",
+        multiple_results: bool = False,
+        analyzer_kwargs: Mapping[str, Any] | None = None,
+        aggregator_kwargs: Mapping[str, Any] | None = None,
+        epsilon: float | None = None,
+        sensitivity: float | None = None,
+        filename: str | Sequence[str] | None = None,
+        *,
+        flame: FlameCoreSDK | None = None,
+    ) -> None:
+        if epsilon is None or sensitivity is None or not (epsilon > 0 and sensitivity > 0):
+            raise Invalid(
+                "StarLocalDPModel needs an epsilon and a sensitivity greater than zero.",
+                next_step="Give both, or use StarModel when the result may leave without noise.",
+            )
+        self._privacy = LocalDifferentialPrivacyParams(epsilon=float(epsilon), sensitivity=float(sensitivity))
+        super().__init__(
+            analyzer,
+            aggregator,
+            data_type,
+            query,
+            simple_analysis,
+            output_type,
+            multiple_results,
+            analyzer_kwargs,
+            aggregator_kwargs,
+            filename,
+            flame=flame,
+        )
+
+    def _submit(
+        self,
+        result: Any,
+        output_type: str | Sequence[str],
+        multiple_results: bool,
+        filename: str | Sequence[str] | None,
+    ) -> None:
+        self.flame.submit_final_result(result, output_type, multiple_results, filename, local_dp=self._privacy)
 
 
 def _data(flame: FlameCoreSDK, data_type: DataType, query: str | Sequence[str] | None) -> Any:

@@ -107,6 +107,26 @@ class Submit(_Frame, tag="submit"):
 
     name: str
     media_type: str = "application/octet-stream"
+    noise: tuple[float, float] | None = None
+    """Epsilon and sensitivity: the body is one number as text, and the node adds Laplace noise before it leaves."""
+
+
+class Keep(_Frame, tag="keep"):
+    """An object that stays at the node, for this project; body: a value. ``label``: a tag to find it by. Reply: Sent."""
+
+    label: str = ""
+
+
+class GetKept(_Frame, tag="get_kept"):
+    """An object that was kept. Reply: Kept with its id (body: the value)."""
+
+    id: str
+
+
+class ListKept(_Frame, tag="list_kept"):
+    """What was kept under a tag, in the order in which it was; without one: everything that has a tag. Reply: Kept."""
+
+    label: str = ""
 
 
 class Finish(_Frame, tag="finish"):
@@ -125,7 +145,22 @@ class Fail(_Frame, tag="fail"):
     column: str = ""
 
 
-Request = Hello | GetData | Contribute | GetTotal | Send | Receive | Log | Progress | Submit | Finish | Fail
+Request = (
+    Hello
+    | GetData
+    | Contribute
+    | GetTotal
+    | Send
+    | Receive
+    | Log
+    | Progress
+    | Submit
+    | Keep
+    | GetKept
+    | ListKept
+    | Finish
+    | Fail
+)
 
 
 # --- replies --------------------------------------------------------------------------------------------------------
@@ -170,6 +205,11 @@ class Sent(_Frame, tag="sent"):
     id: str
 
 
+class Kept(_Frame, tag="kept"):
+    objects: list[tuple[str, str]]
+    """Id and tag of each."""
+
+
 class TimedOut(_Frame, tag="timed_out"):
     pass
 
@@ -186,7 +226,7 @@ class Failed(_Frame, tag="failed"):
     next_step: str = ""
 
 
-Reply = Welcome | Table | Total | Message | Sent | TimedOut | Done | Failed
+Reply = Welcome | Table | Total | Message | Sent | Kept | TimedOut | Done | Failed
 
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode

@@ -99,7 +99,7 @@ class RecordingRun:
     def progress(self, percent):
         self.asked.append(("progress", percent))
 
-    def submit(self, name, media_type, body):
+    def submit(self, name, media_type, body, noise=None):
         self.asked.append(("submit", name, media_type, bytes(body)))
 
     def finish(self):

@@ -26,6 +26,8 @@ class Run:
         self.parts: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = defaultdict(dict)
         self.mail: dict[str, list[tuple[gateway.Message, bytes]]] = defaultdict(list)
         self.results: dict[str, tuple[str, bytes]] = {}
+        self.noise: dict[str, tuple[float, float]] = {}
+        self.kept: dict[str, list[tuple[str, str, bytes]]] = defaultdict(list)
         self.logs: list[tuple[str, gateway.Log]] = []
         self.requests: Counter[tuple[str, str]] = Counter()
         self.finished: set[str] = set()
@@ -141,9 +143,20 @@ class Gateway:
                 return self._receive(request, self._hangup(stream))
             case gateway.Log():
                 run.logs.append((self.node, request))
-            case gateway.Submit(name=name, media_type=media):
+            case gateway.Keep(label=label):
+                kept = run.kept[self.node]
+                kept.append((f"k{len(kept)}", label, body))
+                return gateway.Sent(kept[-1][0]), b""
+            case gateway.GetKept(id=id_):
+                return gateway.Kept([(id_, "")]), next(content for i, _, content in run.kept[self.node] if i == id_)
+            case gateway.ListKept(label=label):
+                found = [(i, tag) for i, tag, _ in run.kept[self.node] if tag == label or (tag and not label)]
+                return gateway.Kept(found), b""
+            case gateway.Submit(name=name, media_type=media, noise=noise):
                 if self.node != AGGREGATOR:
                     raise Invalid("Only the aggregator hands in results.")
+                if noise is not None:
+                    run.noise[name] = noise
                 run.results[name] = (media, body)
             case gateway.Finish():
                 run.finished.add(self.node)

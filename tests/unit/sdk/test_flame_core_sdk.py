@@ -136,7 +136,8 @@ def test_results_by_type_and_name(join: Join, run: Run) -> None:
         {"result": "text", "output_type": "bytes"},
         {"result": 1, "output_type": "yaml"},
         {"result": [1, 2], "output_type": ["str"], "multiple_results": True},
-        {"result": 1.0, "local_dp": {"epsilon": 1.0, "sensitivity": 1.0}},
+        {"result": "1.0", "local_dp": {"epsilon": 1.0, "sensitivity": 1.0}},
+        {"result": float("nan"), "local_dp": {"epsilon": 1.0, "sensitivity": 1.0}},
         {"result": "x", "filename": "../x"},
     ],
 )
@@ -144,6 +145,52 @@ def test_a_result_that_cannot_be_as_asked_is_refused(join: Join, run: Run, wrong
     with pytest.raises(Invalid):
         sdk(join, AGGREGATOR).submit_final_result(**wrong)
     assert not run.results
+
+
+def test_noise_is_asked_of_the_node_and_never_added_here(join: Join, run: Run) -> None:
+    sdk(join, AGGREGATOR).submit_final_result(3, local_dp={"epsilon": 0.5, "sensitivity": 2.0}, filename="n.txt")
+    assert run.results["n.txt"][1] == b"3.0"
+    assert run.noise == {"n.txt": (0.5, 2.0)}
+
+
+def test_what_is_kept_is_found_by_id_and_by_tag(join: Join) -> None:
+    flame = sdk(join, "node-a")
+    assert flame.get_local_tags() == [] and flame.load_checkpoint(1) is None
+    ids = [flame.save_intermediate_data({"round": n}, tag="rounds")["id"] for n in range(3)]
+    assert flame.get_intermediate_data("local", query=ids[1]) == {"round": 1}
+    assert flame.get_intermediate_data(tag="rounds") == [{"round": 0}, {"round": 1}, {"round": 2}]
+    assert flame.get_intermediate_data(tag="rounds", tag_option="last") == [{"round": 2}]
+    flame.set_checkpoint(1, [1, 2])
+    assert flame.load_checkpoint(1) == [1, 2]
+    assert flame.get_local_tags() == ["rounds", "checkpoint-1"]
+    assert flame.get_local_tags("check") == ["checkpoint-1"]
+
+
+def test_an_object_for_another_node_is_fetched_by_its_id_as_often_as_wanted(join: Join) -> None:
+    a, b = sdk(join, "node-a"), sdk(join, "node-b")
+    saved = a.save_intermediate_data([1, 2], "global", ["node-b"])
+    for _ in range(2):
+        assert b.get_intermediate_data("global", query=saved["node-b"]["id"]) == [1, 2]
+    with pytest.raises(Invalid, match="remote_node_ids"):
+        a.save_intermediate_data(1, "global")
+    with pytest.raises(Invalid, match="no other node"):
+        a.save_intermediate_data(1, "local", ["node-b"])
+
+
+def test_a_message_and_its_answers(join: Join) -> None:
+    a, b = sdk(join, "node-a"), sdk(join, "node-b")
+    b.send_message("node-a", "question", {"answer": 2})
+    answers = a.send_message_and_wait_for_responses(["node-b"], "question", {"what": 1}, timeout=None)
+    assert [message.body["answer"] for message in answers["node-b"] or []] == [2]
+    assert a.send_message_and_wait_for_responses(["node-b"], "question", {"what": 1}, timeout=0.05) == {"node-b": None}
+
+
+def test_places_are_the_same_at_every_node(join: Join) -> None:
+    a, b = sdk(join, "node-a"), sdk(join, "node-b")
+    assert (a.get_self_node_index(), a.get_node_index("node-b"), b.get_self_node_index()) == (0, 1, 1)
+    assert a.get_type() == "default" and a.node_has_data()
+    with pytest.raises(Invalid):
+        a.get_node_index("stranger")
 
 
 def test_the_alias_is_the_same_class() -> None:

@@ -45,7 +45,7 @@ class LocalObjects:
         self._saved = 0
         self._lock = threading.Lock()
 
-    def save(self, name: str, tag: str, content: bytes | memoryview) -> str:
+    def save(self, name: str, tag: str, content: bytes | bytearray | memoryview) -> str:
         """The object's handle; durable when it returns. Raises Invalid (tag), Exhausted."""
         if tag and not TAG.fullmatch(tag):
             raise Invalid(
@@ -56,7 +56,7 @@ class LocalObjects:
         with self._lock:
             ordinal, self._saved = self._saved, self._saved + 1
         handle = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run}/{ordinal}"))
-        sealed = self._key.seal(content, self._context(handle))
+        sealed = self._key.seal(memoryview(content), self._context(handle))
         row = (handle, self._project, self._analysis, self._run, ordinal, name, tag, sealed, time.time())
 
         def write(connection: object) -> None:

@@ -36,8 +36,6 @@ _AUTO_NAME: Final = re.compile(r"result_[0-9a-f]{4}_\d{12}(\.[a-z]{3})")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_. -]")
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
-Noise = Callable[[float, float, float, int], float]
-
 
 class _Log(msgspec.Struct):
     log: str = ""
@@ -65,14 +63,13 @@ class Routes:
         sources: Sources,
         program: Program,
         host: str,
-        noise: Noise,
         look: Callable[[], None],
         broke: Callable[[FlameError], None],
     ) -> None:
         """look: the program's state may have changed. broke: the node refuses what the original SDK cannot be refused."""
         self._me, self._side, self._mail, self._local = me, side, mail, local
         self._sources, self._program, self._host = sources, program, host
-        self._noise, self._look, self._broke = noise, look, broke
+        self._look, self._broke = look, broke
         self._finals = 0
         self.requests = 0
         """Requests that are being answered at this moment."""
@@ -182,13 +179,8 @@ class Routes:
             raise NotAllowed("Only the aggregator submits a final result.")
         number, self._finals = self._finals, self._finals + 1
         content = form.content
-        if noise is not None:
-            epsilon, sensitivity = (
-                _float(text, name) for text, name in zip(noise, ("epsilon", "sensitivity"), strict=True)
-            )
-            value = _float(bytes(content[:64]).decode("latin-1"), "the result")
-            content = memoryview(repr(self._noise(value, epsilon, sensitivity, number)).encode())
-        self._side.submit(_file_name(form.filename, number), form.media_type, bytearray(content))
+        wanted = None if noise is None else (_float(noise[0], "epsilon"), _float(noise[1], "sensitivity"))
+        self._side.submit(_file_name(form.filename, number), form.media_type, bytearray(content), wanted)
         return Response(204)
 
     def _put_intermediate(self, form: Form) -> Response:

@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 from flame.model.errors import FlameError, Unavailable
 from flame.node.context import log
 from flame.node.contract import relay
-from flame.node.contract.local import SOURCE, LocalObjects
 from flame.node.contract.mail import Mail
 from flame.node.contract.program import Program
 from flame.node.contract.routes import Routes
 from flame.node.contract.sources import Sources
 from flame.node.contract.tokens import RENEW_BELOW, Tokens
 from flame.node.gateway.port import Cancelled
-from flame.privacy.laplace import add_laplace
 from flame.wire.gateway import Fail
 
 if TYPE_CHECKING:
     from flame.model.manifest import Manifest
     from flame.node.context import Context
+    from flame.node.contract.local import LocalObjects
     from flame.node.data.folder import FolderSnapshot
     from flame.node.egress.guard import Guard
     from flame.node.release import Channel
@@ -70,12 +69,12 @@ class ContractRun:
         channel: Channel,
         guard: Guard,
         folder: Path,
+        local: LocalObjects,
         tables: Mapping[str, Snapshot],
         folders: Mapping[str, FolderSnapshot],
     ) -> None:
         self._manifest, self._run, self._node = manifest, run, context.node
         self._side = side
-        self._key = context.storage_key
         self._deployment = f"analysis-{manifest.analysis}-0"
         host = f"nginx-{self._deployment}"
         self._tokens = Tokens(manifest.analysis)
@@ -95,10 +94,6 @@ class ContractRun:
             failed=self._break,
             cancelled=self._cancelled,
         )
-        earlier = any(request.source == SOURCE for request in manifest.sources_of(context.node))
-        local = LocalObjects(
-            context.journal, self._key, project=manifest.project, analysis=manifest.analysis, run=run, earlier=earlier
-        )
         self.routes = Routes(
             side.welcome(),
             side=side,
@@ -107,7 +102,6 @@ class ContractRun:
             sources=Sources(tables, folders, host),
             program=self.program,
             host=host,
-            noise=self._noisy,
             look=self._look_now,
             broke=self._break,
         )
@@ -229,12 +223,6 @@ class ContractRun:
             log.info("run %s: the program did not take %s", self._run[:12], path)
 
     # --- inside ---------------------------------------------------------------------------------------------------------
-
-    def _noisy(self, value: float, epsilon: float, sensitivity: float, number: int) -> float:
-        """The same noise for the same release after a restart: nobody learns more by making the node begin anew."""
-        what = f"{self._run}/{number}/{epsilon!r}/{sensitivity!r}".encode()
-        seed = self._key.mark(what, b"local dp\0" + bytes.fromhex(self._run))
-        return add_laplace(value, epsilon, sensitivity, seed)
 
     def _break(self, error: FlameError) -> None:
         if not self._cancelled.is_set():

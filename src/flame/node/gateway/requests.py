@@ -14,6 +14,7 @@ from flame.wire.gateway import (
     GetData,
     GetTotal,
     Hello,
+    Keep,
     Log,
     Progress,
     Receive,
@@ -30,7 +31,9 @@ MAX_WAIT_SECONDS: Final = 366 * 86400.0
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,127}")
 _MEDIA: Final = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+-]{0,80}")
-_WITH_BODY: Final = (Contribute, Send, Submit)
+_WITH_BODY: Final = (Contribute, Send, Submit, Keep)
+MAX_KEPT: Final = 1 << 30
+"""Bytes of one object that stays at the node: nothing of it is released."""
 
 
 def check_hello(request: Request) -> None:
@@ -110,6 +113,11 @@ def _check_body(request: Request, body: int, max_body: int) -> None:
         if body:
             raise Malformed(
                 f"The request {type(request).__name__} has no body, but {body} bytes of one were announced."
+            )
+    elif isinstance(request, Keep):
+        if body > MAX_KEPT:
+            raise ReleaseRefused(
+                f"An object of {body} bytes is larger than the {MAX_KEPT} that a node keeps.", limit=MAX_KEPT
             )
     elif body > max_body:
         raise ReleaseRefused(

@@ -47,7 +47,11 @@ from flame.wire.gateway import (
     Failed,
     Finish,
     GetData,
+    GetKept,
     GetTotal,
+    Keep,
+    Kept,
+    ListKept,
     Log,
     Progress,
     Receive,
@@ -386,8 +390,14 @@ class _Session:
                 self._side.log(level, template, values)
             case Progress(percent=percent):
                 self._side.progress(percent)
-            case Submit(name=name, media_type=media_type):
-                self._side.submit(name, media_type, body)
+            case Submit(name=name, media_type=media_type, noise=noise):
+                self._side.submit(name, media_type, body, noise)
+            case Keep(label=label):
+                return Sent(self._side.keep(label, body)), ()
+            case GetKept(id=id_):
+                return Kept([(id_, "")]), self._side.kept(id_)
+            case ListKept(label=label):
+                return Kept(self._side.list_kept(label)), ()
             case Finish():
                 self._side.finish()
             case Fail():

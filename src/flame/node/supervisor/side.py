@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +19,11 @@ from flame.wire.gateway import VERSION, Fail, Message, Participant, Table, Welco
 from flame.wire.values import Buffer, decode, encode, named_arrays
 
 if TYPE_CHECKING:
+    from flame.node.contract.local import LocalObjects
     from flame.node.egress.guard import Guard
+
+_NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER_BYTES = 64
 
 
 P = ParamSpec("P")
@@ -81,11 +86,16 @@ class Side:
         guard: Guard,
         snapshots: Mapping[str, Snapshot],
         outlets: Outlets,
+        local: LocalObjects | None = None,
+        noise: Callable[[int, float, float, float], float] | None = None,
     ) -> None:
+        """local: what the project keeps at this node. noise: of a release's number, value, epsilon and sensitivity."""
         self._manifest, self._run, self._node = manifest, run, node
         self._parameters = dict(parameters)
         self._channel, self._guard = channel, guard
         self._snapshots, self._outlets = snapshots, outlets
+        self._local, self._noise = local, noise
+        self._finals = 0
         self._ordinals: Tally[str] = Tally()
         self._waits: Tally[str] = Tally()
         self._first = 0  # all items before this place have been taken
@@ -194,9 +204,41 @@ class Side:
             self._outlets.progress(step)
 
     @_noting
-    def submit(self, name: str, media_type: str, body: bytearray) -> None:
-        verdict = self._guard.check_final(name, body)
-        self._outlets.submitted(name, media_type, bytes(body), verdict.hold)
+    def submit(self, name: str, media_type: str, body: bytearray, noise: tuple[float, float] | None = None) -> None:
+        content = bytes(body) if noise is None else self._noisy(bytes(body), *noise)
+        verdict = self._guard.check_final(name, content)
+        self._outlets.submitted(name, media_type, content, verdict.hold)
+        self._finals += 1
+
+    def _noisy(self, body: bytes, epsilon: float, sensitivity: float) -> bytes:
+        """The number with the node's noise: a program asks for noise, and cannot leave it out afterwards."""
+        if self._noise is None:
+            raise NotFound("This node adds no noise.", next_step="Ask its administrator.")
+        if len(body) > _NUMBER_BYTES or not _NUMBER.fullmatch(body.strip()):
+            raise Invalid(
+                "Noise is added to one finite number.", next_step="Submit a single int or float with local_dp."
+            )
+        return repr(self._noise(self._finals, float(body), epsilon, sensitivity)).encode()
+
+    @_noting
+    def keep(self, label: str, body: bytearray) -> str:
+        decode(body)  # what is kept is a value: nobody has to guess on reading
+        return self._kept.save("value", label, body)
+
+    @_noting
+    def kept(self, id: str) -> Sequence[Buffer]:
+        return [self._kept.read(id)]
+
+    @_noting
+    def list_kept(self, label: str) -> list[tuple[str, str]]:
+        tags = [label] if label else self._kept.tags()
+        return [(kept.handle, tag) for tag in tags for kept in self._kept.tagged(tag)]
+
+    @property
+    def _kept(self) -> LocalObjects:
+        if self._local is None:
+            raise NotFound("This node keeps no objects.", next_step="Ask its administrator.")
+        return self._local
 
     def finish(self) -> None:
         self._outlets.finished()
