@@ -47,7 +47,7 @@ from flame.hub.state import HubState
 from flame.hub.telemetry.routes import ROUTES as TELEMETRY
 from flame.model.errors import Conflict, Invalid, NotFound
 from flame.storage.engine import Database
-from flame.storage.mailbox import SqlMailbox
+from flame.storage.mailbox import Quota, SqlMailbox
 from flame.storage.objects import LocalObjects, Objects
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         database=database,
         objects=objects,
         arrivals=Arrivals(settings.dir / "objects" / "arriving", objects),
-        mailbox=SqlMailbox(database),
+        mailbox=SqlMailbox(database, quota_of(settings)),
         key=key,
         tokens=Tokens(key, settings.token_seconds, settings.refresh_seconds),
         log=AuditLog(key),
@@ -105,6 +105,16 @@ def open_hub(settings: Settings) -> tuple[HubState, str | None]:
         database.write_blocking(complete)
     database.read_blocking(hub.log.open)
     return hub, database.write_blocking(lambda c: first_start(c, hub.log, settings.admin_password))
+
+
+def quota_of(settings: Settings) -> Quota:
+    """What may wait in the mailboxes."""
+    return Quota(
+        letters=settings.mailbox_messages_max,
+        bytes=settings.mailbox_bytes_max,
+        run_letters=settings.mailbox_run_messages_max,
+        run_bytes=settings.mailbox_run_bytes_max,
+    )
 
 
 def database_place(settings: Settings) -> Path | URL:

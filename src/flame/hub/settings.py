@@ -61,6 +61,10 @@ class Settings:
     project_bytes_max: int | None = None
     project_keep_days: int | None = None
     storage_bytes_max: int | None = None
+    mailbox_messages_max: int = 20_000
+    mailbox_bytes_max: int = 64 << 30
+    mailbox_run_messages_max: int = 10_000
+    mailbox_run_bytes_max: int = 32 << 30
     body_idle_seconds: int = 30
     token_seconds: int = 3600
     refresh_seconds: int = 30 * 24 * 3600
