@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flame.hub import authorisation
+from flame.hub.identity.permissions import HELD, KNOWN
 from flame.hub.settings import PREFIX, Settings
 from flame.model import manifest
 from flame.node.egress import policy
@@ -127,3 +128,9 @@ def test_every_role_and_action_of_the_hub() -> None:
     text = reference("permissions.md")
     for name in (*authorisation.ROLES, *(action.value for action in authorisation.Action)):
         row(text, name)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_permission_with_the_roles_that_hold_it(name: str) -> None:
+    holders = row(reference("permissions.md"), name).rstrip("| ").split("|")[-1]
+    assert set(re.findall(r"`(\w+)`", holders)) == {role for role, held in HELD.items() if name in held}

@@ -336,11 +336,9 @@ def _analysis(actor: Actor, action: Action, analysis: Analysis) -> Decision:
         return _yes(seen, "This analysis is not visible to you.")
     if action is Action.SIGN:
         return _yes(actor.kind == "user" and actor.id == analysis.creator, "Only the analysis' creator signs for it.")
-    needed: tuple[str, ...] = ("analysis_delete",) if action is Action.DELETE else ("analysis_update",)
-    if action is Action.COMMAND:
-        needed = ("analysis_update", "analysis_execution_start", "analysis_execution_stop")
-    if not actor.can(*needed):
-        return _lacks(needed[0])
+    needed = "analysis_delete" if action is Action.DELETE else "analysis_update"
+    if not actor.can(needed):
+        return _lacks(needed)
     mine = actor.kind == "user" and actor.id == analysis.creator
     return _yes(
         mine or _edits(actor, analysis.project), "Only the analysis' creator and the project's editors may do this."
@@ -575,9 +573,9 @@ def readable_log(actor: Actor) -> ColumnElement[bool]:
         return or_(*rules, leaves.c.subject == actor.id, leaves.c.subject.in_(own))
     rules.append(leaves.c.project_id.in_(select(projects.c.id).where(readable_projects(actor))))
     rules.append(leaves.c.subject == actor.id)
-    if actor.has("realm_admin", "steward", "auditor"):
+    if actor.can("log_read", *DECISIONS):
         rules.append(leaves.c.subject.in_(select(nodes.c.id).where(nodes.c.realm_id == actor.realm)))
-    if actor.has("realm_admin", "auditor"):
+    if actor.can("log_read"):
         rules.append(leaves.c.subject == actor.realm)
         rules.append(leaves.c.subject.in_(select(users.c.id).where(users.c.realm_id == actor.realm)))
     return or_(*rules)

@@ -30,7 +30,7 @@ from flame.hub.resources import (
     text,
 )
 from flame.hub.state import hub_of
-from flame.model.errors import Conflict, Malformed
+from flame.model.errors import Malformed, NotAllowed
 from flame.protocol.documents import MemberKind
 
 
@@ -43,7 +43,7 @@ async def create_key(request: Request) -> Response:
     """``POST /core/user-keys``: register one's own public key; it replaces the one before."""
     actor = await authenticate(request)
     if actor.kind != "user":
-        raise Conflict("Keys of people are registered by people.")
+        raise NotAllowed("Keys of people are registered by people.")
     body = await read_body(request, KeyBody)
     public, fingerprint = _read_key(body)
     hub = hub_of(request)
