@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ class Login:
     refresh: str
     until: float
     """Seconds since 1970."""
+    client: str = ""
+    """The client that the tokens are for: the command line's, after a login in the browser."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _keep(hub: str, username: str, answer: dict[str, Any]) -> Login:
     if not username:
         info = Api(hub, login.access).get("/auth/userinfo")
         name = str(info.get("preferred_username") or info.get("sub_name") or info.get("name"))
-        login = Login(login.hub, name, login.access, login.refresh, login.until)
+        login = replace(login, username=name, client=CLIENT)
     path = config_dir() / FILE
     with locked(path):
         write_private_json(path, asdict(login))
@@ -148,11 +150,11 @@ def renew(spent: str) -> Login:
             return login  # another process was quicker
         try:
             asked = {"grant_type": "refresh_token", "refresh_token": login.refresh}
-            answer = Api(login.hub).post("/auth/token", asked)
+            answer = Api(login.hub).form("/auth/token", asked | ({"client_id": login.client} if login.client else {}))
         except (Invalid, NotAuthenticated):
             raise NotAuthenticated(
                 "The login has ended.", next_step=f"Log in again: `flame login --hub {login.hub}`."
             ) from None
-        login = _login(login.hub, login.username, answer)
+        login = replace(_login(login.hub, login.username, answer), client=login.client)
         write_private_json(path, asdict(login))
         return login
