@@ -51,8 +51,12 @@ def _row(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "family": entry.family,
         "title": entry.title,
-        "exact to": f"{max(b.deviation for b in found):.0e}" if found else None,
+        "exact to": _exactness(max(b.deviation for b in found)) if found else None,
     }
+
+
+def _exactness(deviation: float) -> str:
+    return f"{deviation:.0e}" if deviation else "every digit"
 
 
 def _document(entry: Entry) -> dict[str, Any]:

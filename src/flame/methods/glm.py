@@ -39,7 +39,11 @@ Floats = NDArray[np.float64]
 WeightKind = Literal["frequency", "precision"]
 
 _STEP = 1e-12
+"""Converged: no coefficient moves by more than this, relative to itself and its standard error."""
 _NOISE = 1e-6
+_SHRINK = 0.9
+"""Below _NOISE a step must shrink by this (scoring converges linearly where the link is not canonical); if not, rounding
+or the quantisation of a secure sum is all that is left of it, and the fit is as good as the sums are."""
 _FALL = 1e-10
 _SEPARATED = 1e-8
 _MAX_HALVINGS = 30
@@ -351,7 +355,7 @@ class Glm(Agreed[Fit, GlmResult]):
         deviation = np.sqrt(np.diag(inverse(self._penalised(state, reference, total), state.sources)))
         scale = np.abs(state.at) + deviation * math.sqrt(self._scale(state, total))
         size = max(float(np.max(np.abs(step) / scale)), moved)
-        converged = size <= _STEP or (size <= _NOISE and size > state.size / 4)
+        converged = size <= _STEP or (size <= _NOISE and size > state.size * _SHRINK)
         exhausted = state.iterations >= self.max_iterations
         done = converged or exhausted
         return replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,15 @@ def run(method: Method[Any, Any, Answer], federation: Federation, *, source: str
     return None
 
 
-def run_local(method: Method[Any, Any, Answer], tables: Sequence[Table] | Mapping[str, Table]) -> Answer:
+def run_local(
+    method: Method[Any, Any, Answer],
+    tables: Sequence[Table] | Mapping[str, Table],
+    add: Callable[[Sequence[Summary]], Summary] | None = None,
+) -> Answer:
     """The same over tables in this process, one for each hospital: for trying out, and as the reference in tests.
 
     With names, what a hospital's data do not fit is told with its name. The order of the tables changes no bit.
+    ``add``: another way to take the sum of a round.
     """
     names = list(tables) if isinstance(tables, Mapping) else [""] * len(tables)
     given = list(tables.values()) if isinstance(tables, Mapping) else list(tables)
@@ -42,13 +47,34 @@ def run_local(method: Method[Any, Any, Answer], tables: Sequence[Table] | Mappin
     for name, table in zip(names, given, strict=True):
         with _at(name):
             prepared.append(method.prepare(table))
-    state = method.start()
-    while (question := method.question(state)) is not None:
+    course = drive(method)
+    question = next(course)
+    while True:
         answers = []
         for name, data in zip(names, prepared, strict=True):
             with _at(name):
                 answers.append(method.local(data, question))
-        state = method.update(state, sum_of(answers), len(prepared))
+        try:
+            question = course.send(((add or sum_of)(answers), len(prepared)))
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def drive(method: Method[Any, Any, Answer]) -> Generator[Question, tuple[Summary, int], Answer]:
+    """Gives questions, takes (sum, contributors), returns the result.
+
+    Sums over different sets of hospitals do not fit together: when a hospital has left, the method begins anew with
+    those who remain, and its result is the exact one for them. The result says how many they were.
+    """
+    state, known = method.start(), None
+    while (question := method.question(state)) is not None:
+        total, contributors = yield question
+        if known is not None and contributors != known:
+            state = method.start()
+        else:
+            state = method.update(state, total, contributors)
+        known = contributors
     return method.result(state)
 
 
@@ -66,15 +92,14 @@ def _at(site: str) -> Iterator[None]:
 
 def _aggregate(method: Method[Any, Any, Answer], federation: Federation) -> Answer:
     hospitals = federation.data_nodes
-    state = method.start()
+    course = drive(method)
     try:
-        while method.question(state) is not None:
-            total, contributors = federation.total(SUM)
-            state = method.update(state, total, contributors)
-            question = method.question(state)
-            if question is not None:
-                federation.send(hospitals, {"question": question}, QUESTION)
-        result = method.result(state)
+        next(course)  # the first question follows from the parameters: everyone knows it
+        while True:
+            question = course.send(federation.total(SUM))
+            federation.send(hospitals, {"question": question}, QUESTION)
+    except StopIteration as end:
+        result: Answer = end.value
     except FlameError as error:
         with contextlib.suppress(FlameError):  # what went wrong first is what must be told
             federation.send(hospitals, {"failed": error.code}, QUESTION)

@@ -25,65 +25,14 @@ from flame.methods.run import run_local
 from flame.methods.standardise import Standardised
 from flame.model.errors import Invalid, NotFound
 from flame.sdk.results import to_json
-from flame.sdk.table import Table
 from flame.wire import values
+from method_examples import EXAMPLES, entry_name, table
 
 METHODS = {
     "logistic": Logistic("y", ["a", "b"]),
     "standardised logistic": Standardised(Logistic("y", ["a", "b"])),
-    **{
-        title: named.method(title.partition(" by ")[0], parameters)
-        for title, parameters in {
-            "describe": {"columns": ["a", "b", "ward"], "by": "y"},
-            "table-one": {"columns": ["a", "ward"], "by": "y"},
-            "histogram": {"column": "a", "by": "ward"},
-            "correlation": {"columns": ["a", "b"]},
-            "cross-table": {"row": "ward", "column": "y"},
-            "t-test": {"value": "a", "group": "y"},
-            "student-t-test": {"value": "a", "group": "y"},
-            "anova": {"value": "a", "group": "ward"},
-            "chi-squared": {"row": "ward", "column": "y"},
-            "fisher-exact": {"row": "sex", "column": "y"},
-            "mann-whitney": {"value": "a", "group": "y"},
-            "kruskal-wallis": {"value": "a", "group": "ward"},
-            "linear": {"formula": "a ~ b * C(ward)"},
-            "poisson": {"formula": "count ~ b + ward"},
-            "gamma": {"outcome": "time", "covariates": ["b", "ward"]},
-            "negative-binomial": {"outcome": "count", "covariates": ["b"]},
-            "glm": {"formula": "y ~ log(time) + sex", "family": "binomial", "penalty": 0.1, "l1_ratio": 0.5},
-            "kaplan-meier": {"duration": "time", "event": "y", "group": "ward"},
-            "log-rank": {"duration": "time", "event": "y", "group": "ward"},
-            "restricted-mean": {"duration": "time", "event": "y", "group": "sex", "horizon": 5.0},
-            "cox": {"duration": "time", "event": "y", "covariates": ["a", "ward"], "strata": ["sex"]},
-            "cox by site": {"duration": "time", "event": "y", "covariates": ["a", "ward"], "strata": ["site"]},
-            "roc": {"outcome": "y", "score": "risk"},
-            "calibration": {"outcome": "y", "score": "risk"},
-            "brier": {"outcome": "y", "score": "risk"},
-            "confusion": {"outcome": "y", "score": "risk"},
-            "pca": {"columns": ["a", "b", "time"]},
-            "k-means": {"columns": ["a", "b"], "k": 3},
-            "mca": {"columns": ["ward", "sex", "y"]},
-            "meta-analysis": {"formula": "y ~ a", "family": "binomial"},
-        }.items()
-    },
+    **{title: named.method(entry_name(title), parameters) for title, parameters in EXAMPLES.items()},
 }
-
-
-def table(n: int, seed: int) -> Table:
-    rng = np.random.default_rng(seed)
-    y = (rng.random(n) < 0.4) * 1
-    return Table(
-        {
-            "a": rng.normal(size=n),
-            "b": rng.normal(40, 9, n),
-            "y": y,
-            "ward": [str(w) for w in rng.choice(["north", "south", "west"], n)],
-            "sex": [str(s) for s in rng.choice(["f", "m"], n)],
-            "count": rng.negative_binomial(2, 0.3, n),
-            "time": np.ceil(rng.exponential(9, n)),
-            "risk": np.round(rng.random(n) * 0.6 + 0.2 * y, 3),
-        }
-    )
 
 
 SITES = [table(80, 1), table(0, 2), table(41, 3)]
@@ -171,7 +120,7 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
 
 
 def test_every_method_of_the_catalogue_is_among_those_tried_here() -> None:
-    assert CATALOGUE.keys() <= {title.partition(" by ")[0] for title in METHODS}
+    assert CATALOGUE.keys() <= {entry_name(title) for title in METHODS}
 
 
 @pytest.mark.parametrize(
