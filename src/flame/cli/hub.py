@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flame.cli import hub_desk
 from flame.cli.options import Json
 from flame.cli.output import Output, told_errors
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from flame.hub.settings import Settings
 
 app = typer.Typer(name="hub", help="The hub: serve it, look after it.", no_args_is_help=True)
+app.add_typer(hub_desk.user)
+app.add_typer(hub_desk.realm)
+app.add_typer(hub_desk.node)
 
 Dir = Annotated[
     Path | None,
