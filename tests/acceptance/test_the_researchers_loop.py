@@ -468,7 +468,7 @@ def test_a_login_is_a_file_of_ones_own_and_ends(world: World) -> None:
     path = ada.place / "config" / "login.json"
     assert path.stat().st_mode & 0o777 == 0o600
     kept = json.loads(path.read_text())
-    kept["access"], kept["until"] = "spent", time.time() + 3600
+    kept["access"], kept["until"] = "spent", time.time() - 1
     path.write_text(json.dumps(kept))
     assert isinstance(ada.does("projects", "list"), list), "a spent token is renewed on the way"
     ada.does("logout")
