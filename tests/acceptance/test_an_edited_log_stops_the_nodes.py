@@ -260,7 +260,7 @@ def test_a_fork_is_refused(scene: Scene) -> None:
 
 def refused(scene: Scene) -> None:
     """Every node says why it starts nothing: the head that it has seen, and the one that it is shown now."""
-    said = settled(scene.federation, lambda status: bool(status["log"]["alarm"]), "the alarm")
+    said = settled(scene.federation, lambda status: "does not continue" in status["log"]["alarm"], "the alarm")
     for name, status in said.items():
         size, root = scene.seen[name]
         words = status["log"]["alarm"]

@@ -109,7 +109,8 @@ class Heads:
     @property
     def broken(self) -> str:
         """Why the hub's log is not believed any more; empty while it is. Nothing new starts then."""
-        return next((alarm.words for alarm in self._alarms.values()), "")
+        alarms = sorted(self._alarms.values(), key=lambda alarm: alarm.kind != "head")
+        return " ".join(alarm.words for alarm in alarms)
 
     def demand(self) -> None:
         """Raises Refused (``log_forked``) while the log is not believed, Unavailable while a proof is still owed."""
