@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -479,3 +480,31 @@ def test_a_node_that_dies_in_mid_run_goes_on_and_nothing_is_lost_or_sent_twice(f
         os.kill(federation.node("Aachen").pid, signal.SIGKILL)
         federation.restart("Aachen")
         assert results(federation, running.result(200)) == {"sum.txt": b"42"}
+
+
+def test_three_commands_are_enough_to_try_a_program(tmp_path: Path) -> None:
+    """As in the guide: up with an interpreter and folders, submit a program in it, down."""
+    python = interpreter(tmp_path / "python")
+    sites = [hospital(tmp_path / "sites", name, patients) for name, patients in HOSPITALS.items()]
+    (tmp_path / "count.py").write_text(COUNT)
+
+    def flame(*arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "flame", "dev", *arguments, "--json"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    given = [word for site in sites for word in ("--site", f"{site.name}={site.path}")]
+    flame("up", "--environment", f"study={python}", *given)
+    try:
+        found = flame("submit", "count.py", "--environment", "study")
+        assert found["status"] == "executed"
+        assert (tmp_path / found["results"][0]["path"]).read_text() == "8"
+    finally:
+        flame("down")
