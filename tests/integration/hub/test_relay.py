@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from uuid import UUID, uuid4
 
@@ -231,9 +232,68 @@ def test_a_long_poll_ends_when_something_comes(running: tuple[Study, bytes]) -> 
     b("POST", "/messenger/messages/ack", 202, json={"seqs": [item["seq"]]})
 
 
+def posted(msg_id: bytes, run: bytes, body: bytes, kind: str = "envelope") -> dict[str, object]:
+    shown = {"kind": kind, "msgId": msg_id.hex(), "run": run.hex(), "body": base64.b64encode(body).decode()}
+    return {"messages": [shown]}
+
+
+@pytest.mark.parametrize(
+    "case", ["sender", "run", "recipient", "message id", "garbage", "outsider", "kind", "too large"]
+)
+def test_nobody_messages_nodes_outside_the_runs_that_they_take_part_in(
+    running: tuple[Study, bytes], world: World, case: str
+) -> None:
+    """Attack 6: any identity sends anything to any node. Here by plain requests; the control channel is above."""
+    study, run = running
+    a, b, c = study.nodes
+    outsider = world.node(a.realm)
+    sender = {"sender": b, "outsider": outsider}.get(case, a)
+    to = outsider.id if case == "recipient" else c.id
+    in_run = os.urandom(32) if case == "run" else run
+    payload = os.urandom(300 << 10) if case == "too large" else b"x"
+    msg_id, envelope = seal(in_run, outsider if case == "outsider" else a, [to], payload)
+    body = os.urandom(500) if case == "garbage" else envelope
+    named = uuid4().bytes if case == "message id" else msg_id
+    kind = "anything" if case == "kind" else "envelope"
+    (said,) = sender("POST", "/messenger/messages", 202, json=posted(named, in_run, body, kind))["data"]
+    assert said["msgId"] == named.hex() and said["stored"] is False and said["code"] and said["message"]
+    for node in (b, c, outsider):
+        assert node.get("/messenger/messages") == []
+
+
+def test_a_message_in_a_plain_request_is_stored_once_and_waits(running: tuple[Study, bytes]) -> None:
+    study, run = running
+    a, _, c = study.nodes
+    msg_id, envelope = seal(run, a, [c.id], b"plain")
+    for repeated in (False, True):
+        (said,) = a("POST", "/messenger/messages", 202, json=posted(msg_id, run, envelope))["data"]
+        assert said == {"msgId": msg_id.hex(), "stored": True, "repeated": repeated}
+    (row,) = c.get("/messenger/messages")
+    assert (row["msgId"], row["sender"], base64.b64decode(row["body"])) == (msg_id.hex(), a.id, envelope)
+    c("POST", "/messenger/messages/ack", 202, json={"seqs": [row["seq"]]})
+    assert c.get("/messenger/messages", wait="0.2") == [], "a poll ends at its limit"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b'{"messages": []}', b'{"messages": 3}', b'{"messages": [{"kind": "envelope"}]}',
+        b'{"messages": [{"kind": "envelope", "msgId": "zz", "run": "", "body": ""}]}', b'{"messages": [' + b"[" * 5000,
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_refused(running: tuple[Study, bytes], body: bytes) -> None:
+    study, _ = running
+    study.nodes[0].refused(400, "POST", "/messenger/messages", content=body)
+
+
 def test_only_nodes_use_the_relay(running: tuple[Study, bytes]) -> None:
     study, _ = running
     study.researcher.refused(403, "GET", "/messenger/messages")
+    for path in ("/messenger/messages", "/messenger/hello", "/messenger/messages/ack"):
+        study.researcher.refused(403, "POST", path, json={})
+        study.world.anonymous().refused(401, "POST", path, json={})
+    for wrong in ("wait=x", "after=-1", "wait=1e9", "after=\u0663"):
+        study.nodes[0].refused(400, "GET", f"/messenger/messages?{wrong}")
     study.world.anonymous().refused(401, "PUT", "/messenger/messages", content=b"x")
 
 

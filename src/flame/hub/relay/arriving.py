@@ -27,7 +27,7 @@ from flame.storage.objects import CHUNK, Spooled, disk_full
 if TYPE_CHECKING:
     from flame.storage.objects import Objects
 
-STALL_SECONDS: Final = 30.0
+STALL_SECONDS: Final = 10.0
 """A reader that has caught up waits so long for more."""
 GRACE_SECONDS: Final = 60.0
 
