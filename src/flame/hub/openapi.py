@@ -32,6 +32,7 @@ _REASONS: Final = {
     408: "the body came too slowly",
     409: "the state of the thing does not allow it",
     413: "too large",
+    426: "hub and node speak no common version; `nextStep` says which to upgrade",
     429: "too often; `retryAfter` says when again",
     503: "try again later",
     507: "the hub's storage, or a quota, is used up",

@@ -195,7 +195,7 @@ _WAITS = {
 }
 
 ROUTES: list[BaseRoute] = [
-    Described("POST", "/messenger/hello", hello, About(shape="flat", body=Hello)),
+    Described("POST", "/messenger/hello", hello, About(shape="flat", body=Hello, errors=(426,))),
     Described("POST", "/messenger/messages", send, About(shape="flat", status=202, body=SendBody)),
     Described("GET", "/messenger/messages", poll, About(shape="flat", query=_WAITS)),
     Described("POST", "/messenger/messages/ack", acknowledge, About(shape="flat", status=202, body=AckBody)),
