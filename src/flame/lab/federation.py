@@ -85,7 +85,7 @@ class Federation:
     recorded: bool = False
     project: str = ""
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Registered besides: name -> digest, and the id of the hub's master image."""
+    """Registered besides: name -> reference, digest, and the id of the hub's master image."""
     _session: ResearcherSession | None = field(default=None, repr=False)
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class Federation:
         if name is None:
             return self.environment
         self._need_environment(name)
-        return Environment(name, self.environments[name]["digest"])
+        return Environment(self.environments[name]["reference"], self.environments[name]["digest"])
 
     def image_of(self, name: str | None) -> str:
         if name is None:
@@ -461,7 +461,10 @@ class _Starting:
         nodes = {name: self._spawn(name, ["-m", "flame.node", str(node_dirs[name]), "--enrol"], {}) for name in names}
         environment = ensure_environment()
         registry = _registry_of(environment.record.parent)
-        others = {name: register_interpreter(name, python, registry) for name, python in interpreters.items()}
+        others = {
+            name: register_interpreter(name if "/" in name else f"local/{name}", python, registry)
+            for name, python in interpreters.items()
+        }
         hub_file = wait_for_file(self._directory / "hub" / "hub.json", hub)
         url = str(hub_file["url"])
         admin = Credentials("admin", (self._directory / "hub" / "admin-password").read_text().strip())
@@ -472,7 +475,11 @@ class _Starting:
         researcher, keys = self._researcher(api, url)
         image = self._image(api, IMAGE, environment.digest)
         environments = {
-            name: {"digest": other.digest, "image": self._image(api, name, other.digest)}
+            name: {
+                "reference": other.name,
+                "digest": other.digest,
+                "image": self._image(api, other.name, other.digest),
+            }
             for name, other in others.items()
         }
         for info in infos:

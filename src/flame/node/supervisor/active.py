@@ -93,6 +93,7 @@ class ActiveRun:
         self._ended_senders: set[str] = set()
         self._early: list[Deliver] = []
         self._report = asyncio.Event()
+        self._reporting = asyncio.Lock()
         self._reported: RunState | None = None
         self._manifest: Manifest | None = None
         self._start: StartOrder | None = None
@@ -822,8 +823,10 @@ class ActiveRun:
         await self._report_once()
 
     async def _report_once(self) -> None:
+        """One after the other: a word that was late would otherwise take the place of a newer one at the hub."""
         try:
-            await report(self._context, self.order, self.run, self.progress)
+            async with self._reporting:
+                await report(self._context, self.order, self.run, self.progress)
         except FlameError as error:
             log.warning("run %s: its state could not be reported: %s", self.order.id[:12], error)
 
