@@ -52,6 +52,7 @@ class NodeService:
                 "url": context.enrolled.hub,
                 "online": context.link.online.is_set(),
                 "lastError": context.link.last_error,
+                "polls": context.link.polls,
             },
             "fingerprint": context.fingerprint,
             "words": fingerprint_words(bytes.fromhex(context.fingerprint)),

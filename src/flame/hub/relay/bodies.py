@@ -160,7 +160,8 @@ async def get_message(request: Request) -> Response:
         letter = (await large.wait_for_more(hub, node, letter, offset)).letter
     if letter.blob is None:
         return Response((letter.body or b"")[offset:], media_type="application/octet-stream")
-    return _streamed(_pieces(hub, letter.blob, offset), letter.size, offset)
+    whole = await asyncio.to_thread(hub.objects.open, letter.blob)
+    return _streamed(_pieces(whole, offset), letter.size, offset)
 
 
 def _streamed(pieces: AsyncIterator[bytes], size: int, offset: int) -> Response:
@@ -170,8 +171,8 @@ def _streamed(pieces: AsyncIterator[bytes], size: int, offset: int) -> Response:
     return StreamingResponse(pieces, 206 if offset else 200, headers, media_type="application/octet-stream")
 
 
-async def _pieces(hub: HubState, blob: str, offset: int) -> AsyncIterator[bytes]:
-    with hub.objects.open(blob) as file:
+async def _pieces(file: FileIO, offset: int) -> AsyncIterator[bytes]:
+    with file:
         file.seek(offset)
         while piece := await asyncio.to_thread(file.read, CHUNK):
             yield piece
