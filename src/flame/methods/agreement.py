@@ -165,6 +165,8 @@ class Site:
         if variable.kind == "either" and not isinstance(column, list):
             return ()
         found = sorted({text for text in self._texts(variable.name) if text is not None})
+        if variable.levels and set(found) - set(variable.levels):
+            raise UnknownLevel(variable.name)
         if len(found) > MAX_LEVELS or any(len(t.encode()) >= _CHUNKS * CHUNK_BYTES or t.endswith("\0") for t in found):
             raise TooManyLevels(variable.name)
         return tuple(found)

@@ -41,6 +41,16 @@ def check_rank(matrix: Floats, names: Sequence[str]) -> None:
         rest[j:, j:] -= np.outer(below, below)
 
 
+def dying_direction(first: Floats, now: Floats, limit: float) -> Floats | None:
+    """Where the information ``now`` keeps less than ``limit`` of what it ``first`` was: a direction of separation, as
+    the size of its parts; None when there is no such direction."""
+    width = np.sqrt(np.diag(first))
+    lower = np.linalg.cholesky(first / np.outer(width, width))
+    half = np.linalg.solve(lower, now / np.outer(width, width))
+    values, vectors = np.linalg.eigh(np.linalg.solve(lower, half.T))
+    return None if values[0] >= limit else np.asarray(np.abs(np.linalg.solve(lower.T, vectors[:, 0])))
+
+
 def solve(matrix: Floats, right: Floats, names: Sequence[str]) -> Floats:
     """Symmetric positive definite; equilibrated first, so that units of the covariates cost no digits."""
     width = np.sqrt(np.diag(matrix))

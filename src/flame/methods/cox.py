@@ -27,7 +27,7 @@ from flame.methods.agreement import (
     read_ranges,
     with_ranges,
 )
-from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
+from flame.methods.algebra import check_rank, dying_direction, inverse, pack, solve, unpack
 from flame.methods.distributions import NORMAL_975, chi2_tail, normal_two_sided
 from flame.methods.event_times import FIRST_CELLS, Lives, at_events, at_risk, lives, read_times, times_sketch
 from flame.methods.method import Question, Result, Summary
@@ -44,7 +44,10 @@ _NOISE = 1e-6
 _FALL = 1e-10
 _SEPARATED = 1e-8
 _MAX_HALVINGS = 30
-_FARTHEST = 200.0
+_STUCK = 1e-3
+"""The same for an iteration that gets no farther."""
+_FARTHEST = 600.0
+"""exp of more than this, times squares, leaves the range of numbers; a step that goes there is halved anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,19 +400,17 @@ class Cox(Agreed[CoxFit, CoxResult]):
     def _halve(self, state: CoxFit) -> CoxFit:
         assert state.best is not None and state.step is not None
         if state.halvings >= _MAX_HALVINGS:
+            assert state.information is not None
+            self._check_separation(state, state.information, _STUCK)
             return replace(state, finished=True, converged=False)
         step = state.step / 2
         return replace(state, step=step, at=state.best + step, halvings=state.halvings + 1)
 
-    def _check_separation(self, state: CoxFit, information: Floats) -> None:
+    def _check_separation(self, state: CoxFit, information: Floats, limit: float = _SEPARATED) -> None:
         """Raises Separated when the information has died away in some direction: the likelihood has no maximum."""
         assert state.first_information is not None
-        width = np.sqrt(np.diag(state.first_information))
-        lower = np.linalg.cholesky(state.first_information / np.outer(width, width))
-        half = np.linalg.solve(lower, information / np.outer(width, width))
-        values, vectors = np.linalg.eigh(np.linalg.solve(lower, half.T))
-        if values[0] < _SEPARATED:
-            direction = np.abs(np.linalg.solve(lower.T, vectors[:, 0]))
+        direction = dying_direction(state.first_information, information, limit)
+        if direction is not None:
             raise Separated(state.sources[int(direction.argmax())])
 
     def _baseline(self, state: CoxFit) -> tuple[BaselinePoint, ...]:

@@ -39,6 +39,11 @@ class Family:
     def has_dispersion(self) -> bool:
         return self.name in ("gaussian", "gamma")
 
+    @property
+    def is_canonical(self) -> bool:
+        """The derivative of the mean is its variance."""
+        return (self.name, self.link) in (("gaussian", "identity"), ("binomial", "logit"), ("poisson", "log"))
+
     def check(self, y: Floats, column: str) -> None:
         """Raises UnfitData when an outcome is impossible."""
         if self.name == "binomial" and not np.isin(y, (0.0, 1.0)).all():
@@ -80,7 +85,7 @@ class Family:
         if self.name == "gaussian":
             return np.ones_like(mu)
         if self.name == "binomial":
-            return np.maximum(mu * (1.0 - mu), 1e-300)
+            return np.maximum(mu * (1.0 - mu), 1e-30)
         if self.name == "poisson":
             return mu
         if self.name == "gamma":

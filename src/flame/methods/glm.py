@@ -28,7 +28,7 @@ from flame.methods.agreement import (
     read_ranges,
     with_ranges,
 )
-from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
+from flame.methods.algebra import check_rank, dying_direction, inverse, pack, solve, unpack
 from flame.methods.distributions import NORMAL_975, normal_two_sided, t_975, t_two_sided
 from flame.methods.families import Family, family
 from flame.methods.method import ColumnScale, Question, Result, Summary
@@ -221,8 +221,10 @@ class Glm(Agreed[Fit, GlmResult]):
         eta = x @ question["at"] + offset
         mu, slope = self.family.mean(eta)
         variance = self.family.variance(mu, alpha)
-        score = weight * (y - mu) * slope / variance
-        information = (x * (weight * slope**2 / variance)[:, np.newaxis]).T @ x
+        # With the canonical link slope and variance are the same, and their quotient must not be taken where both vanish.
+        factor = np.ones_like(mu) if self.family.is_canonical else slope / variance
+        score = weight * (y - mu) * factor
+        information = (x * (weight * slope * factor)[:, np.newaxis]).T @ x
         summary = {
             "n": len(y),
             "score": score @ x,
@@ -458,13 +460,9 @@ class Glm(Agreed[Fit, GlmResult]):
         assert state.cross is not None
         rate = state.outcome / state.weight
         null = state.cross * (rate * (1 - rate) if self.family.name == "binomial" else rate)
-        width = np.sqrt(np.diag(null))
-        lower = np.linalg.cholesky(null / np.outer(width, width))
-        half = np.linalg.solve(lower, information / np.outer(width, width))
-        values, vectors = np.linalg.eigh(np.linalg.solve(lower, half.T))
-        if values[0] >= _SEPARATED:
+        direction = dying_direction(null, information, _SEPARATED)
+        if direction is None:
             return
-        direction = np.abs(np.linalg.solve(lower.T, vectors[:, 0]))
         if self.terms.intercept and len(direction) > 1:
             direction[state.names.index(INTERCEPT)] = 0.0
         raise Separated(state.sources[int(direction.argmax())])

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flame.methods.algebra import check_rank, inverse, pack, solve, unpack
+from flame.methods.algebra import check_rank, dying_direction, inverse, pack, solve, unpack
 from flame.methods.design import Design, Missing, binary_design
 from flame.methods.method import OnCovariates, Question, Result, Summary
 from flame.model.errors import Invalid, Separated
@@ -227,14 +227,9 @@ class Logistic(OnCovariates[Design, Fit, LogisticResult]):
         assert state.first_information is not None
         rate = state.events / state.n
         null = state.first_information * (4 * rate * (1 - rate))  # at zero the weight of each patient is 1/4
-        width = np.sqrt(np.diag(null))
-        lower = np.linalg.cholesky(null / np.outer(width, width))
-        half = np.linalg.solve(lower, information / np.outer(width, width))
-        values, vectors = np.linalg.eigh(np.linalg.solve(lower, half.T))
-        if values[0] >= _SEPARATED:
-            return
-        direction = np.abs(np.linalg.solve(lower.T, vectors[:, 0]))[1:]
-        raise Separated(self.covariates[int(direction.argmax())] if len(direction) else self.outcome)
+        direction = dying_direction(null, information, _SEPARATED)
+        if direction is not None:
+            raise Separated(self.covariates[int(direction[1:].argmax())] if self.covariates else self.outcome)
 
 
 def _logistic(linear: Floats) -> Floats:
