@@ -232,8 +232,10 @@ WITH_PSQL = [edit, delete_with_every_hash, reorder]
 def test_an_unchanged_node_refuses_and_names_both_heads(scene: Scene, tampering: Callable[[Scene], None]) -> None:
     tampering(scene)
     scene.federation.restart("hub", scene.store.variables())
-    refused(scene)
-    restored(scene)
+    try:
+        refused(scene)
+    finally:
+        restored(scene)
 
 
 @pytest.mark.parametrize("scene", ["sqlite3", "psql"], indirect=True)
