@@ -11,10 +11,11 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select
 
 from flame.hub.identity.tables import login_failures, login_sources
 from flame.model.errors import Unavailable
+from flame.storage.upsert import upsert
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -132,9 +133,8 @@ class LoginLimits:
         now = int(time.time())
         connection.execute(delete(login_failures).where(login_failures.c.key == attempt.pair))
         connection.execute(delete(login_sources).where(login_sources.c.at <= now - FAMILIAR))
-        changed = connection.execute(update(login_sources).where(login_sources.c.key == attempt.pair).values(at=now))
-        if not changed.rowcount:
-            connection.execute(insert(login_sources).values(key=attempt.pair, at=now))
+        statement = upsert(login_sources).values(key=attempt.pair, at=now)
+        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_={"at": now}))
 
 
 def source_of(request: HTTPConnection) -> str:

@@ -83,7 +83,7 @@ def redeem(
 ) -> Granted | Refusal:
     """Spend a code for a session. A wrong verifier spends it too, and one that was spent ends what it opened."""
     here = authorization_codes.c.code_hash == code_hash
-    row = connection.execute(select(authorization_codes).where(here)).first()
+    row = connection.execute(select(authorization_codes).where(here).with_for_update()).first()
     refused = Refusal("invalid_grant", "The code is not valid.")
     if row is None or row.client_id != client:
         return refused
@@ -158,7 +158,7 @@ def decide_device(connection: Connection, device_hash: str, user: str, *, allowe
 def poll(connection: Connection, device_hash: str, client: str, moment: int) -> Granted | Refusal:
     """What the program hears that asks whether somebody has allowed it. Yes is said once."""
     here = device_requests.c.device_hash == device_hash
-    row = connection.execute(select(device_requests).where(here)).first()
+    row = connection.execute(select(device_requests).where(here).with_for_update()).first()
     if row is None or row.client_id != client:
         return Refusal("invalid_grant", "The device code is not valid.", "Start again.")
     if row.expires < moment:

@@ -442,7 +442,8 @@ def _no_jwt() -> Invalid:
 def _rotate(connection: Connection, claims: Claims, new: str) -> str | None:
     """A refresh token counts once; one that comes again was copied, and ends the session. The session's scope."""
     here = sessions.c.id == claims.session
-    row = connection.execute(select(sessions).where(here, sessions.c.subject == claims.subject)).first()
+    wanted = select(sessions).where(here, sessions.c.subject == claims.subject).with_for_update()
+    row = connection.execute(wanted).first()
     if row is None or row.revoked or row.expires < time.time():
         return None
     try:

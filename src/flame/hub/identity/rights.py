@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from flame.hub.authorisation import Action, Actor, Rights, demand
 from flame.hub.identity.permissions import HELD
 from flame.hub.identity.sessions import rights_of
-from flame.hub.identity.tables import client_roles, permissions, role_permissions, roles, user_roles, users
+from flame.hub.identity.tables import client_roles, permissions, realms, role_permissions, roles, user_roles, users
 from flame.model.errors import Conflict
 
 Holder = Literal["user", "client"]
@@ -44,7 +44,8 @@ def of_permission(permission: Any) -> Rights:
 
 
 def keep_an_admin(connection: Connection, without: str) -> None:
-    """Raises Conflict when nobody could administer the hub without this person."""
+    """Raises Conflict when nobody could administer the hub without this person. One after the other, in all processes."""
+    connection.execute(select(realms.c.id).where(realms.c.built_in.is_(True)).with_for_update())
     admins = (
         select(users.c.id)
         .join(user_roles, user_roles.c.user_id == users.c.id)
