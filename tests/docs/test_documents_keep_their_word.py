@@ -113,6 +113,12 @@ def test_settings_files_that_are_shown_are_read(name: str, text: str, tmp_path: 
         path = tmp_path / "policy.toml"
         path.write_text(text)
         assert read_policy(path) != read_policy(tmp_path / "absent.toml")
+    elif name.endswith("hub-operator.md"):
+        from flame.hub.settings import Settings
+
+        path = tmp_path / "hub.toml"
+        path.write_text(text)
+        assert Settings.from_env({}, config=path).database_url == tomllib.loads(text)["database_url"]
     else:
         assert read_author_file(text.encode()) == tomllib.loads(text)
 
