@@ -464,6 +464,7 @@ NEVER = {
     "POST /core/audit/events": "what is sent is signed by nobody",
     "PUT /core/analyses/{id}/manifest/signature": "what is sent is signed by nobody",
     "POST /core/analyses/{id}/runs": "what is sent is signed by nobody",
+    "GET /core/analyses/{id}/image": "neither is built",
     "GET /core/audit/starts/{run}": "there is no such run",
     "PUT /messenger/messages": "there is no such run",
     "GET /messenger/messages/{sender}/{msg_id}": "there is no such message",

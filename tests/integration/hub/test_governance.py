@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,3 +324,50 @@ def test_who_is_asked_no_longer_leaves_what_was_locked_with_it(study: Study) -> 
     row = study.researcher.get(f"/core/analyses/{study.analysis}")
     assert (row["configurationLocked"], row["nodes"], row["nodesApproved"]) == (False, 2, 0)
     assert study.nodes[0].get("/core/analyses") == []
+
+
+def test_a_build_is_the_program_as_one_layer_beside_its_environment(study: Study, tmp_path: Path) -> None:
+    long = "deep/" * 40 + "more.py"
+    path = f"/core/analyses/{study.analysis}/image"
+    study.researcher.refused(409, "GET", path)
+    study.submit({"main.py": b"print(1)\n", long: b"x = 1\n" * 200})
+    study.command("configurationLock")
+    study.approve()
+    study.command("buildStart")
+    row = study.wait_for("buildStatus", "executed")
+    archive = study.nodes[0]("GET", path, 200)
+    assert study.researcher("GET", path, 200) == archive  # the same bytes whenever it is made
+    with tarfile.open(fileobj=io.BytesIO(archive)) as layout:
+        blobs = {m.name: layout.extractfile(m).read() for m in layout.getmembers()}
+    for name, data in blobs.items():
+        if name.startswith("blobs/"):
+            assert name == f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
+    (described,) = json.loads(blobs["index.json"])["manifests"]
+    assert described["digest"] == row["buildHash"]
+    manifest = json.loads(blobs["blobs/" + row["buildHash"].replace(":", "/")])
+    digest = "sha256:" + hashlib.sha256(b"environment").hexdigest()
+    shown = {"flame.environment": "python/base", "flame.environment.digest": digest}
+    assert manifest["annotations"] == shown | {"flame.manifest": study.manifest()["digest"]}
+    (layer,) = manifest["layers"]
+    assert layer["size"] == row["buildSize"]
+    with tarfile.open(fileobj=io.BytesIO(blobs["blobs/" + layer["digest"].replace(":", "/")])) as code:
+        files = {m.name: code.extractfile(m).read() for m in code.getmembers()}
+        assert all(m.mtime == 0 and m.uid == 0 for m in code.getmembers())
+    assert files == {"program/main.py": b"print(1)\n", f"program/{long}": b"x = 1\n" * 200}
+    study.world.person(study.world.realm("outside"), "researcher").refused(404, "GET", path)
+
+
+def test_a_build_says_which_file_is_damaged(study: Study, world: World) -> None:
+    study.submit()
+    study.command("configurationLock")
+    study.approve()
+    stored = world.hub.dir / "objects" / "kept" / "files" / hashlib.sha256(b"x = 1\n").hexdigest()
+    content = stored.read_bytes()
+    try:
+        stored.write_bytes(b"y = 1\n")
+        study.command("buildStart")
+        study.wait_for("buildStatus", "failed")
+    finally:
+        stored.write_bytes(content)
+    lines = study.researcher.get("/core/analysis-logs", **{"filter[analysisId]": study.analysis})
+    assert "lib/more.py is damaged" in lines[0]["message"] and lines[0]["level"] == "error"

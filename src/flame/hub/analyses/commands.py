@@ -9,12 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from flame.hub.analyses import image
 from flame.hub.analyses.manifest import MAX_AUTHOR_FILE, code_of, freeze_analysis
 from flame.hub.analyses.resources import ANALYSIS
 from flame.hub.analyses.tables import LIVE, analyses, analysis_nodes, manifests, runs
 from flame.hub.authorisation import Action, Actor, analysis_facts, demand
 from flame.hub.columns import now
 from flame.hub.nodes.tables import nodes
+from flame.hub.registry.tables import master_images
 from flame.hub.resources import Row, get_row, raw_row
 from flame.hub.state import HubState
 from flame.hub.telemetry.logs import log_line
@@ -180,36 +182,37 @@ def delete_analysis(hub: HubState, connection: Connection, actor: Actor, key: st
 
 
 async def build(hub: HubState, key: str, participants: tuple[str, ...]) -> None:
-    """The build behind ``buildStart``: every file of the program is there, whole, and named by one digest.
-
-    In the process sandbox the code is laid over the environment at the node, which checks each file against the
-    manifest; nothing is run here.
-    """
+    """The build behind ``buildStart``: the program as one layer, every file of it what was frozen; see `image`."""
     files = await hub.database.read(lambda c: code_of(c, key))
-    broken = [file.path for file in files if not await _is_whole(hub, file)]
-    total = hashlib.sha256(json.dumps([[f.path, f.sha256] for f in files]).encode()).hexdigest()
+    layer = await image.measure(files, opener(hub))
 
     def store(connection: Connection) -> None:
         starting = (analyses.c.id == key) & (analyses.c.build_status == Status.STARTING)
-        values: dict[str, Any] = {"build_status": Status.FAILED if broken else Status.EXECUTED, "updated_at": now()}
-        if not broken:
-            size = sum(file.size for file in files)
-            values |= {"build_progress": 100, "build_hash": f"sha256:{total}", "build_os": "linux", "build_size": size}
-        if connection.execute(update(analyses).where(starting).values(**values)).rowcount == 0:
+        values: dict[str, Any] = {"build_status": Status.FAILED if layer.damaged else Status.EXECUTED}
+        if not layer.damaged:
+            built = hashlib.sha256(built_manifest(connection, key, layer)).hexdigest()
+            values |= {"build_hash": f"sha256:{built}", "build_os": "linux", "build_size": layer.size}
+            values |= {"build_progress": 100}
+        if connection.execute(update(analyses).where(starting).values(**values, updated_at=now())).rowcount == 0:
             return
-        text = f"The build failed: {broken[0]} is damaged." if broken else "The build has ended well."
-        log_line(connection, key, "error" if broken else "info", text)
-        hub.log.tell(connection, "build", key, {"code": total, "ok": not broken})
+        text = f"The build failed: {layer.damaged} is damaged." if layer.damaged else "The build has ended well."
+        log_line(connection, key, "error" if layer.damaged else "info", text)
+        hub.log.tell(connection, "build", key, {"code": layer.digest, "ok": not layer.damaged})
 
     await hub.database.write(store)
     hub.channels.changed(participants, "analysis", key)
 
 
-async def _is_whole(hub: HubState, file: Any) -> bool:
-    hashed = hashlib.sha256()
-    async for piece in hub.objects.stream(f"files/{file.hash}"):
-        hashed.update(piece)
-    return bool(hashed.hexdigest() == file.sha256)
+def opener(hub: HubState) -> image.Opened:
+    return lambda name: hub.objects.stream(f"files/{name}")
+
+
+def built_manifest(connection: Connection, key: str, layer: image.Layer) -> bytes:
+    """The image manifest of an analysis as it is locked: its digest is the ``buildHash``."""
+    row = connection.execute(select(analyses).where(analyses.c.id == key)).one()
+    environment = connection.execute(select(master_images).where(master_images.c.id == row.master_image_id)).first()
+    path, digest = (environment.virtual_path, environment.digest or "") if environment else ("", "")
+    return image.image_manifest(layer, path, digest, row.manifest_digest or "")
 
 
 async def distribute(hub: HubState, key: str, participants: tuple[str, ...]) -> None:

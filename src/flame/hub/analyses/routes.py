@@ -12,9 +12,10 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy import delete as sql_delete
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from flame.hub.analyses import commands
+from flame.hub.analyses import commands, image
+from flame.hub.analyses.manifest import code_of
 from flame.hub.analyses.resources import (
     ANALYSIS,
     ANALYSIS_BUCKET,
@@ -740,6 +741,29 @@ async def delete_file(request: Request) -> Response:
 # ------------------------------------------------------------------------------------------------------------- watching
 
 
+async def get_image(request: Request) -> Response:
+    """What was built, as an OCI image layout in a tar archive: the program's layer, paired with its environment."""
+    actor = await authenticate(request)
+    key = path_id(request, ANALYSIS)
+    hub = hub_of(request)
+
+    def load(connection: Connection) -> tuple[Any, list[Any]]:
+        row = raw_row(connection, actor, ANALYSIS, key)
+        if row.build_status != Status.EXECUTED:
+            raise Conflict("The analysis is not built yet.", next_step="Wait for the approvals, then buildStart.")
+        return row, code_of(connection, key)
+
+    row, files = await hub.database.read(load)
+    opened = commands.opener(hub)
+    layer = await image.measure(files, opened)
+    manifest = await hub.database.read(lambda c: commands.built_manifest(c, key, layer))
+    if row.build_hash != f"sha256:{hashlib.sha256(manifest).hexdigest()}":
+        raise Conflict("What is stored now is not what was built.", next_step="Ask the hub's operator what happened.")
+    headers = {"content-disposition": f'attachment; filename="{key}.oci.tar"'}
+    pieces = image.layout(manifest, layer, files, opened)
+    return StreamingResponse(pieces, headers=headers, media_type="application/x-tar")
+
+
 async def watch(request: Request) -> Response:
     """``GET /core/analyses/:id/watch?seen=&wait=``: the analysis and its nodes, as soon as they differ from ``seen``.
 
@@ -809,6 +833,7 @@ ROUTES = [
         "DELETE", f"{_ONE}/client/permissions/{{permission}}", take_permission, About(shape="nothing", status=202)
     ),
     *RUN_ROUTES,
+    Described("GET", f"{_ONE}/image", get_image, About(shape="bytes", media=("application/x-tar",), errors=(409,))),
     Described(
         "GET", f"{_ONE}/watch", watch,
         About(query={"seen": in_query(), "wait": in_query("number", minimum=0, maximum=30)}),
