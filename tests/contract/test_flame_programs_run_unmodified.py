@@ -149,6 +149,7 @@ with flame.connect() as fed:
 """
     files = {"main.py": source, "flame.toml": b"data = []\n" + OPEN}
     outcome = federation.submit(files, entrypoint="main.py", title="Ours")
+    assert outcome.status == "executed", outcome.reason
     assert json.loads(outcome.results[0].content) == {"from": [1, 1]}
 
 
@@ -480,6 +481,50 @@ def test_a_node_that_dies_in_mid_run_goes_on_and_nothing_is_lost_or_sent_twice(f
         os.kill(federation.node("Aachen").pid, signal.SIGKILL)
         federation.restart("Aachen")
         assert results(federation, running.result(200)) == {"sum.txt": b"42"}
+
+
+OLD_TOKEN = """\
+import base64, json, time
+from flamesdk import FlameCoreSDK, expiry
+flame = FlameCoreSDK()
+first = flame.config.keycloak_token
+assert expiry(first) - time.time() > 300
+claims = json.dumps({"exp": int(time.time()) + 30, "client_id": flame.get_analysis_id()})
+old = base64.b64encode((claims + " " * (-len(claims) % 3)).encode()).decode()
+flame.config.keycloak_token = "e30." + old + ".AAAA"
+until = time.monotonic() + 20
+while flame.refreshed == 0 and time.monotonic() < until:
+    time.sleep(0.1)
+assert flame.refreshed == 1 and expiry(flame.config.keycloak_token) - time.time() > 300, flame.refreshed
+time.sleep(3)
+assert flame.refreshed == 1, "a fresh token is left alone"
+flame.ready_check()
+if flame.get_role() == "aggregator":
+    flame.submit_final_result("fresh", filename="token.txt")
+    flame.analysis_finished()
+"""
+
+
+def test_a_token_that_grows_old_is_renewed_through_the_program_s_own_endpoint(federation: Federation) -> None:
+    assert results(federation, run(federation, OLD_TOKEN)) == {"token.txt": b"fresh"}
+
+
+LONELY = """\
+import os, time
+os.environ["ORIGINAL_SYNC"] = "0"
+from flamesdk import FlameCoreSDK
+flame = FlameCoreSDK()
+flame.ready_check()
+if flame.get_role() == "aggregator":
+    flame.submit_final_result("early", filename="early.txt")
+    flame._node_finished()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_partners_that_have_ended_are_told_so_that_nobody_waits_for_ever(federation: Federation) -> None:
+    assert results(federation, run(federation, LONELY)) == {"early.txt": b"early"}
 
 
 def test_three_commands_are_enough_to_try_a_program(tmp_path: Path) -> None:
