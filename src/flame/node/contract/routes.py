@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flame.wire.gateway import Welcome
 
 SMALL: Final = 8 << 20
-LOCAL: Final = 1 << 30
+LOCAL: Final = 256 << 20
 FORM_OVERHEAD: Final = 64 << 10
 NO_ENDPOINT: Final = "no_such_endpoint"
 OBJECT_SECONDS: Final = 120.0

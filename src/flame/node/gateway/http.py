@@ -20,6 +20,7 @@ MAX_HEAD: Final = 32 << 10
 MAX_HEADERS: Final = 100
 HEAD_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 600.0
+BULKY: Final = 8 << 20
 _STEP: Final = 1 << 20
 _CHUNK_SIZE: Final = re.compile(r"([0-9A-Fa-f]{1,12})[ \t]*(;[^\r\n]*)?")
 _MAX_TRAILERS: Final = 8 << 10
@@ -218,6 +219,12 @@ def read_body(inbox: Inbox, head: Head, limit: int) -> bytearray:
     if int(length) > limit:
         raise HeadError(413, f"A body of {length} bytes is longer than the {limit} that may be sent here.")
     return inbox.body(int(length), None)
+
+
+def is_bulky(head: Head) -> bool:
+    """Whether the body is large, or of a length that nobody has said."""
+    length = head.headers.get("content-length", "0")
+    return "transfer-encoding" in head.headers or not length.isdecimal() or int(length[:18]) > BULKY
 
 
 def _read_chunks(inbox: Inbox, limit: int) -> bytearray:

@@ -32,7 +32,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,127}")
 _MEDIA: Final = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+-]{0,80}")
 _WITH_BODY: Final = (Contribute, Send, Submit, Keep)
-MAX_KEPT: Final = 1 << 30
+MAX_KEPT: Final = 256 << 20
 """Bytes of one object that stays at the node: nothing of it is released."""
 
 

@@ -29,6 +29,7 @@ from flame.node.gateway.http import (
     HeadError,
     Inbox,
     Response,
+    is_bulky,
     not_served,
     problem,
     read_body,
@@ -70,6 +71,8 @@ from flame.wire.values import Buffer
 SOCKET: Final = "gateway.sock"
 MAX_CONNECTIONS: Final = 32
 MAX_REQUESTS: Final = 16
+MAX_BULKY: Final = 2
+"""Plain requests with a large body that are in memory at once; further ones wait."""
 MAX_DISCARD: Final = 4 << 30
 """A refused body up to this size is read and forgotten, so that the program gets the reason; beyond, we hang up."""
 
@@ -100,6 +103,7 @@ class Gateway:
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self._hangups = _Hangups()
         self._spare = _Spare()
+        self._bulky = threading.BoundedSemaphore(MAX_BULKY)
 
     @property
     def path(self) -> Path:
@@ -164,7 +168,7 @@ class Gateway:
         with self._lock:
             if self._closed or len(self._sessions) >= MAX_CONNECTIONS:
                 return False
-            session = _Session(stream, self._side, self._plain, self._slots, self._hangups, self._spare)
+            session = _Session(stream, self._side, self._plain, self._slots, self._bulky, self._hangups, self._spare)
             self._sessions.add(session)
         self._start(lambda: self._serve(session), "gateway-run")
         return True
@@ -206,6 +210,7 @@ class _Session:
         side: RunSide,
         plain: PlainSide | None,
         slots: threading.Semaphore,
+        bulky: threading.Semaphore,
         hangups: _Hangups,
         spare: _Spare,
     ) -> None:
@@ -215,6 +220,7 @@ class _Session:
         self._side = side
         self._plain = plain
         self._slots = slots
+        self._bulky = bulky
         self._hangups = hangups
         self._spare = spare
         self._cancelled = Cancelled()
@@ -278,9 +284,10 @@ class _Session:
                 close = "close" in head.headers.get("connection", "").lower()
                 if head.headers.get("expect", "").lower() == "100-continue":
                     self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                body = read_body(self._inbox, head, plain.max_body(head))
-                response = self._answer(head, body, plain)
-                del body
+                with self._bulky if is_bulky(head) else contextlib.nullcontext():
+                    body = read_body(self._inbox, head, plain.max_body(head))
+                    response = self._answer(head, body, plain)
+                    del body
                 self._respond(response, close=close)
                 if close:
                     return
