@@ -26,6 +26,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "gamma": {"outcome": "time", "covariates": ["b", "ward"]},
     "negative-binomial": {"outcome": "count", "covariates": ["b"]},
     "glm": {"formula": "y ~ log(time) + sex", "family": "binomial", "penalty": 0.1, "l1_ratio": 0.5},
+    "mixed-linear": {"formula": "a ~ b", "cluster": "ward"},
     "kaplan-meier": {"duration": "time", "event": "y", "group": "ward"},
     "log-rank": {"duration": "time", "event": "y", "group": "ward"},
     "restricted-mean": {"duration": "time", "event": "y", "group": "sex", "horizon": 5.0},

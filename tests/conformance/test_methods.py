@@ -693,6 +693,49 @@ def meta_off(result: Any) -> float:
     return worst
 
 
+@cache
+def clustered() -> dict[str, Any]:
+    """Patients measured again: forty of them, three to eleven times."""
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(40), rng.integers(3, 12, 40))
+    n = len(patient)
+    age, drug = rng.normal(60, 9, n), rng.integers(0, 2, n) * 1.0
+    level = 5 + 0.3 * age - 2 * drug + rng.normal(0, 1.5, 40)[patient] + rng.normal(0, 2, n)
+    return {"age": age, "drug": drug, "level": level, "patient": patient * 1.0}
+
+
+def patients(sites: int) -> list[Table]:
+    """A patient is at one hospital."""
+    data = clustered()
+    return [
+        Table({c: v[np.isin(data["patient"], part)] for c, v in data.items()})
+        for part in np.array_split(np.random.default_rng(0).permutation(40), sites)
+    ]
+
+
+def mixed_oracle(reml: bool) -> Any:
+    data = clustered()
+    x = sm.add_constant(np.column_stack([data["age"], data["drug"]]))
+    fit = sm.MixedLM(data["level"], x, data["patient"]).fit(reml=reml, method="bfgs", gtol=1e-11, maxiter=500)
+    return x, fit
+
+
+def mixed_off(reml: bool) -> Callable[[Any], float]:
+    """Estimates and likelihood of statsmodels; errors by generalised least squares with the whole matrix, as lme4's."""
+
+    def deviation(result: Any) -> float:
+        x, fit = mixed_oracle(reml)
+        patient = clustered()["patient"]
+        same = patient[:, None] == patient[None, :]
+        whole = result.cluster_variance * same + result.residual_variance * np.eye(len(x))
+        se = np.sqrt(np.diag(np.linalg.inv(x.T @ np.linalg.solve(whole, x))))
+        assert result.converged and off(result.log_likelihood, fit.llf) <= LIKELIHOOD
+        assert off([result.cluster_variance, result.residual_variance], [fit.cov_re[0, 0], fit.scale]) <= 1e-6
+        return max(off(coefficients(result), fit.fe_params), off(errors(result), se))
+
+    return deviation
+
+
 IN_IRIS: Any = lambda k: split(iris(), k)  # noqa: E731
 IN_BREAST: Any = lambda k: split(breast_cancer(), k)  # noqa: E731
 IN_FOUR: Any = lambda k: split(standardised_four(), k)  # noqa: E731
@@ -765,6 +808,8 @@ CASES = [
     case("gamma", "diabetes", "coefficients, SE", "statsmodels GLM", NEWTON, {"outcome": "y", "covariates": ["age", "bmi", "bp"]}, IN_DIABETES, fit_is(pooled_gamma)),
     case("gamma", "diabetes", "log-likelihood", "statsmodels GLM", LIKELIHOOD, {"outcome": "y", "covariates": ["age", "bmi", "bp"]}, IN_DIABETES, likelihood_is(pooled_gamma)),
     case("negative-binomial", "randhie", "coefficients, alpha", "statsmodels NegativeBinomial", 1e-9, {"outcome": "visits", "covariates": quoted(FEW)}, IN_RANDHIE, negative_binomial_off, sites=(1, 3)),
+    case("mixed-linear", "repeated measures, REML", "coefficients, SE", "statsmodels MixedLM", 1e-8, {"outcome": "level", "covariates": ["age", "drug"], "cluster": "patient"}, patients, mixed_off(True)),
+    case("mixed-linear", "repeated measures, ML", "coefficients, SE", "statsmodels MixedLM", 1e-8, {"outcome": "level", "covariates": ["age", "drug"], "cluster": "patient", "reml": False}, patients, mixed_off(False)),
     case("kaplan-meier", "waltons", "survival, Greenwood intervals, median", "lifelines", LINEAR, {"duration": "T", "event": "E"}, IN_WALTONS, curve_off(frame_of(load_waltons), "T", "E")),
     case("log-rank", "waltons", "chi-squared, p", "lifelines", LINEAR, {"duration": "T", "event": "E", "group": "group"}, IN_WALTONS, log_rank_off(frame_of(load_waltons), "T", "E", "group")),
     case("restricted-mean", "waltons", "mean, SE", "lifelines, Greenwood by hand", LINEAR, {"duration": "T", "event": "E", "group": "group", "horizon": 60.0}, IN_WALTONS, restricted_mean_off),

@@ -32,7 +32,7 @@ from flame.sdk.table import Table
 from method_examples import EXAMPLES, entry_name, table
 
 WHOLE = table(240, 11)
-BY_HOSPITAL = {"cox by site", "meta-analysis"}
+BY_HOSPITAL = {"cox by site", "meta-analysis", "mixed-linear"}
 """What these estimate depends on who is which hospital: there is no pooled table that gives the same."""
 
 

@@ -31,7 +31,7 @@ from flame.sdk.table import Table
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Missing = Literal["drop", "error"]
-Kind = Literal["number", "category", "either"]
+Kind = Literal["number", "category", "either", "label"]
 Levels = tuple[str, ...]
 Layout = Mapping[str, Levels | None]
 """For each column its levels in their order, or None for a column of numbers."""
@@ -47,7 +47,8 @@ Inner = TypeVar("Inner")
 
 @dataclass(frozen=True)
 class Variable:
-    """A column that a method reads. ``either``: numbers are numbers and text is a category, as the data have it."""
+    """A column that a method reads. ``either``: numbers are numbers and text is a category, as the data have it.
+    ``label``: which rows belong together, within a hospital; its values are told to nobody."""
 
     name: str
     kind: Kind = "either"
@@ -119,7 +120,8 @@ class Site:
                 raise HasMissing(variable.name)
             self._columns[variable.name] = column
         self._kinds = {v.name: v.kind for v in variables}
-        self._levels = {v.name: self._levels_of(v) for v in variables if v.kind != "number"}
+        self._levels = {v.name: self._levels_of(v) for v in variables if v.kind in ("category", "either")}
+        self._labels = {v.name: _labels(self._columns[v.name]) for v in variables if v.kind == "label"}
         self._under: tuple[dict[str, Levels | None], Rows] | None = None
 
     def agreement(self, cells: int) -> Summary:
@@ -143,7 +145,7 @@ class Site:
         if self._under is not None and self._under[0] == layout:
             return self._under[1]
         numbers: dict[str, Floats] = {}
-        codes: dict[str, Codes] = {}
+        codes: dict[str, Codes] = dict(self._labels)
         levels: dict[str, Levels] = {}
         for name, agreed in layout.items():
             column = self._columns[name]
@@ -235,8 +237,9 @@ class Agreed(Method[Site, Agreement[Inner], Answer]):
         return Site(table, self.variables, self.missing)
 
     def start(self) -> Agreement[Inner]:
-        if all(v.kind == "number" or (v.kind == "category" and v.levels) for v in self.variables):
-            layout = {v.name: None if v.kind == "number" else v.levels for v in self.variables}
+        open_ones = [v for v in self.variables if v.kind != "label"]
+        if all(v.kind == "number" or (v.kind == "category" and v.levels) for v in open_ones):
+            layout = {v.name: None if v.kind == "number" else v.levels for v in open_ones}
             return Agreement(self.begin(layout), layout)
         return Agreement()
 
@@ -275,6 +278,8 @@ class Agreed(Method[Site, Agreement[Inner], Answer]):
     def _layout(self, total: Summary, keys: Sequence[bytes]) -> Layout:
         layout: dict[str, Levels | None] = {}
         for index, variable in enumerate(self.variables):
+            if variable.kind == "label":
+                continue
             text, numeric = int(total["text"][index]), int(total["numeric"][index])
             found = [key[1:].decode() for key in keys if key[0] == 1 + index]
             if variable.kind == "number" or (variable.kind == "either" and text <= numeric):
@@ -348,6 +353,12 @@ def _check_range(column: Floats, variable: Variable) -> None:
         return
     if ((column < variable.low) | (column > variable.high)).any():
         raise OutOfRange(variable.name)
+
+
+def _labels(column: Floats | list[str | None]) -> Codes:
+    absent = _absent(column)
+    values = np.array([str(value) for value in column])
+    return np.where(absent, -1, np.unique(values, return_inverse=True)[1]).astype(np.intp)
 
 
 def _codes(name: str, texts: Sequence[str | None], levels: Levels) -> Codes:

@@ -130,8 +130,8 @@ class Formula(Terms):
         if rows.n == 0:
             return np.empty((0, len(spec.column_names)))
         columns: dict[str, Any] = {name: rows.numbers[name] for name in rows.numbers}
-        for name, codes in rows.codes.items():
-            columns[name] = pd.Categorical.from_codes(codes, categories=list(rows.levels[name]))
+        for name, levels in rows.levels.items():
+            columns[name] = pd.Categorical.from_codes(rows.codes[name], categories=list(levels))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             made = np.asarray(spec.get_model_matrix(pd.DataFrame(columns), context=_context()), dtype=np.float64)
         made = made.reshape(rows.n, len(spec.column_names))

@@ -305,6 +305,23 @@ _ENTRIES = (
         _ALPHA,
     ),
     Entry(
+        "mixed-linear",
+        "Linear mixed model",
+        "regression",
+        "Least squares with a random intercept for clusters within hospitals, such as patients measured again, or for "
+        "the hospitals themselves; by restricted maximum likelihood.",
+        (
+            *_MODEL,
+            Parameter("cluster", "text", "The column that says which rows belong together; or site.", default="site"),
+            _REFERENCES,
+            Parameter("reml", "flag", "Restricted maximum likelihood; false: maximum likelihood.", default=True),
+            _RANGES,
+            _MISSING,
+            Parameter("max_iterations", "integer", "When to give up.", default=40),
+        ),
+        "flame.methods.mixed:MixedLinear",
+    ),
+    Entry(
         "kaplan-meier",
         "Kaplan-Meier curves",
         "survival",
