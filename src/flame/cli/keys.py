@@ -55,6 +55,7 @@ def register(keys: KeyDir = None, json: Json = False) -> None:
 def list_keys(keys: KeyDir = None, json: Json = False) -> None:
     """Every key here, older ones too: they open what was sealed to them."""
     with told_errors(json):
+        from flame.crypto.keys import fingerprint_words
         from flame.researcher import keys as own
 
         found = own.list_keys(key_dir(keys))
@@ -65,12 +66,13 @@ def list_keys(keys: KeyDir = None, json: Json = False) -> None:
                 "number": key.number,
                 "in use": last[key.use] == key.number,
                 "protected": key.protected,
+                "words": fingerprint_words(bytes.fromhex(key.fingerprint)),
                 "fingerprint": key.fingerprint,
                 "path": str(key.path),
             }
             for key in found
         ]
-        columns = ("use", "number", "in use", "protected", "fingerprint", "path")
+        columns = ("use", "number", "in use", "protected", "words")  # the digits, whole: `flame keys fingerprint`
         Output(json).rows(rows, columns, "There are no keys here. Make them with `flame keys new`.")
 
 

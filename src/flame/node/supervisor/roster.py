@@ -19,9 +19,18 @@ from flame.model.manifest import Manifest
 from flame.node.context import Context, log, now
 from flame.node.supervisor.events import Events
 from flame.node.supervisor.verification import Member
-from flame.protocol.documents import Event, MemberKind, Revocation
+from flame.protocol.documents import Event, MemberKind, Revocation, Rotation
 from flame.protocol.freeze import format_time
-from flame.protocol.roster import VOICES, Standing, Statement, Voice, fingerprint_of, follow, sign_statement
+from flame.protocol.roster import (
+    MAX_STATEMENTS,
+    VOICES,
+    Standing,
+    Statement,
+    Voice,
+    fingerprint_of,
+    follow,
+    sign_statement,
+)
 
 KINDS: Final = ("node", "researcher", "result")
 ASKED_AT_ONCE: Final = 100
@@ -83,10 +92,6 @@ class Roster:
         """Fetch what the hub has about everyone whom a manifest names."""
         await self.refresh(name for name, _, _ in people_of(manifest))
 
-    async def refresh_all(self) -> list[str]:
-        """Everyone believed here; returns who is newly revoked."""
-        return await self.refresh(await self.members())
-
     async def refresh(self, wanted: Iterable[str]) -> list[str]:
         """Returns who is newly revoked. Raises Unavailable, DoesNotMatchApproval (a swapped key), Refused (a fork)."""
         before = {name for name, member in (await self.members()).items() if member.revoked}
@@ -119,9 +124,13 @@ class Roster:
         def write(connection: sqlite3.Connection) -> None:
             for entry in entries:
                 connection.execute("INSERT OR IGNORE INTO known_keys VALUES(?, ?)", (entry.member, entry.public_key))
-                rows = [(entry.member, s.document, s.signature) for s in entry.statements[:256]]
+            keys = _known_keys(connection, self._context.identity.public)
+            for entry in entries:
+                _signed(entry.statements, keys)  # first whose keys there are, whichever comes first
+            for entry in entries:
+                rows = [(entry.member, s.document, s.signature) for s in _signed(entry.statements, keys)]
                 connection.executemany("INSERT OR IGNORE INTO key_statements VALUES(?, ?, ?)", rows)
-                said = [(entry.member, e.event, e.signature) for e in entry.endorsements[:256]]
+                said = [(entry.member, e.event, e.signature) for e in entry.endorsements if _endorses(e, keys)]
                 connection.executemany("INSERT OR IGNORE INTO endorsements VALUES(?, ?, ?)", said)
 
         await self._context.journal.write(write)
@@ -247,6 +256,58 @@ def people_of(manifest: Manifest) -> list[tuple[str, str, str]]:
         (manifest.researcher.key, "researcher", manifest.researcher.name),
         *((r.result_key, "result", r.name) for r in manifest.recipients),
     ]
+
+
+def _known_keys(connection: sqlite3.Connection, own: PublicKey) -> dict[str, PublicKey]:
+    """Every signing key that is known here, by fingerprint: what one of them has signed is worth keeping."""
+    texts = [str(row[0]) for row in connection.execute("SELECT public FROM known_keys")]
+    for statements in _statements(connection).values():
+        said = [s.read() for s in statements]
+        texts += [rotation.next_key for rotation in said if isinstance(rotation, Rotation)]
+    found = {own.fingerprint.hex(): own}
+    for text in texts:
+        try:
+            key = PublicKey.from_hex_pem(text)
+        except FlameError:
+            continue  # a result key signs nothing
+        found[key.fingerprint.hex()] = key
+    return found
+
+
+def _signed(statements: Sequence[Statement], keys: dict[str, PublicKey]) -> list[Statement]:
+    """Those that a known key has signed, in the order of a chain; ``keys`` learns the keys that they name.
+
+    So a hub cannot fill a node's disk with what nobody has said.
+    """
+    found = []
+    for statement in sorted(statements[:MAX_STATEMENTS], key=_number):
+        try:
+            said = statement.read()
+            statement.verify(keys[said.signer])
+            if isinstance(said, Rotation) and said.kind != "result":
+                following = PublicKey.from_hex_pem(said.next_key)
+                keys[following.fingerprint.hex()] = following
+        except (FlameError, KeyError):
+            continue
+        found.append(statement)
+    return found
+
+
+def _number(statement: Statement) -> int:
+    try:
+        said = statement.read()
+    except FlameError:
+        return 0
+    return said.number if isinstance(said, Rotation) else 1 << 30
+
+
+def _endorses(said: _Endorsement, keys: Mapping[str, PublicKey]) -> bool:
+    try:
+        event: Event = Event.decode(said.event.encode())
+        verify_event(keys[event.signer], bytes.fromhex(said.signature), event.digest)
+    except (FlameError, KeyError, ValueError):
+        return False
+    return event.type == "confirmation"
 
 
 def _statements(connection: sqlite3.Connection) -> dict[str, list[Statement]]:

@@ -85,7 +85,8 @@ class Supervisor:
 
     async def _look_at_members(self, member: str) -> None:
         roster = self._decisions.roster
-        await (roster.refresh([member]) if member else roster.refresh_all())
+        everyone = await self._decisions.members()
+        await roster.refresh({*everyone, member} - {""})
         await self.stop_revoked()
 
     async def stop_revoked(self) -> None:
