@@ -553,6 +553,39 @@ def test_confirming_a_signed_manifest_as_unsigned_allows_no_unsigned_orders(book
     assert not book.situation(CONTENT).unsigned_confirmed
 
 
+@pytest.mark.parametrize(
+    ("said", "named", "signs"),
+    [
+        ({"approvalStatus": "approved", "approvalBy": "bob"}, ("bob",), True),
+        ({"approvalStatus": "approved", "approvalBy": "eve"}, ("bob",), False),
+        ({"approvalStatus": "approved", "approvalBy": "bob"}, (), False),
+        ({"approvalStatus": "rejected", "approvalBy": "bob"}, ("bob",), False),
+        ({"approvalStatus": "approved", "approvalBy": "bob", "approvalSigned": True}, ("bob",), False),
+        ({"approvalStatus": None}, ("bob",), False),
+    ],
+)
+def test_a_yes_at_the_hub_is_signed_here_for_whom_the_policy_names_and_for_nobody_else(
+    book: Book, said: dict[str, Any], named: tuple[str, ...], signs: bool
+) -> None:
+    book.policy = Policy(confirm_hub_approvals=named)
+    book.show(CONTENT, SIGNATURE)
+    path = f"/core/analysis-nodes?filter[analysisId]={node_world.ANALYSIS}&filter[nodeId]={NODE_ID}"
+    book.hub.answers[path] = {"data": [{"id": "place", **said}]}
+    assert book.do(lambda d: d.confirm_by_policy(node_world.ANALYSIS)) is signs
+    if signs:
+        assert verify_own_approval(digest(CONTENT), book.situation(CONTENT)).by[0].kind == "policy"
+    else:
+        with pytest.raises(NotApproved):
+            verify_own_approval(digest(CONTENT), book.situation(CONTENT))
+
+
+def test_a_yes_at_the_hub_overrides_no_stewards_no(book: Book) -> None:
+    book.policy = Policy(confirm_hub_approvals=("bob",))
+    book.show(CONTENT, SIGNATURE)
+    book.decide("rejected")
+    assert book.do(lambda d: d.confirm_by_policy(node_world.ANALYSIS)) is False
+
+
 def confirm_all(book: Book) -> None:
     for key, kind in ((fingerprint(RESEARCHER), "researcher"), (RESULT_KEY, "result")):
         book.do(lambda d, key=key, kind=kind: d.confirm(key, kind, "ada", "grace"))
