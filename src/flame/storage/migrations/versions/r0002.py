@@ -474,10 +474,10 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_nodes_registry_project_id"), ["registry_project_id"], unique=False)
         batch_op.create_unique_constraint("nodes_external_name_registry_id_key", ["external_name", "registry_id"])
         batch_op.create_foreign_key(
-            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
+            "nodes_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
         )
         batch_op.create_foreign_key(
-            "nodes_registry_id_fkey", "registries", ["registry_id"], ["id"], ondelete="SET NULL"
+            "nodes_registry_project_id_fkey", "registry_projects", ["registry_project_id"], ["id"], ondelete="SET NULL"
         )
 
     with op.batch_alter_table("project_nodes", naming_convention=steps.NAMES) as batch_op:
@@ -515,8 +515,8 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("updated_at", sa.String(length=24), nullable=True))
         batch_op.create_index(batch_op.f("ix_sessions_client_id"), ["client_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_sessions_realm_id"), ["realm_id"], unique=False)
-        batch_op.create_foreign_key("sessions_client_id_fkey", "clients", ["client_id"], ["id"], ondelete="CASCADE")
         batch_op.create_foreign_key("sessions_realm_id_fkey", "realms", ["realm_id"], ["id"], ondelete="CASCADE")
+        batch_op.create_foreign_key("sessions_client_id_fkey", "clients", ["client_id"], ["id"], ondelete="CASCADE")
 
     with op.batch_alter_table("user_keys", naming_convention=steps.NAMES) as batch_op:
         batch_op.add_column(sa.Column("member", sa.String(length=64), nullable=True))
@@ -527,9 +527,9 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_user_roles_role_realm_id"), ["role_realm_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_user_roles_user_realm_id"), ["user_realm_id"], unique=False)
         batch_op.create_foreign_key(
-            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
         )
         batch_op.create_foreign_key(
-            "user_roles_role_realm_id_fkey", "realms", ["role_realm_id"], ["id"], ondelete="CASCADE"
+            "user_roles_user_realm_id_fkey", "realms", ["user_realm_id"], ["id"], ondelete="CASCADE"
         )
     steps.after_0002(op.get_bind())
