@@ -240,7 +240,6 @@ class Cox(Agreed[CoxFit, CoxResult]):
                 "log_likelihood": sums.log_likelihood,
                 "score": sums.score,
                 "information": pack(sums.information),
-                "schoenfeld": np.zeros(0),
             }
         return {"n": complete.n, **_totals(found, np.asarray(question["times"]), stratum, count, x, weight, at)}
 
