@@ -184,6 +184,7 @@ class FlameCoreSDK:
                     return self._reply({"detail": "Not Found"}, 404)
                 left = expiry(sdk.config.keycloak_token) - int(time.time())
                 self._reply({"status": sdk._health(), "token_remaining_time": left})
+                return None
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
@@ -417,7 +418,7 @@ class FlameCoreSDK:
         if multiple_results and isinstance(result, (list, tuple)) and len(result) > 1:
             kinds = [output_type] * len(result) if isinstance(output_type, str) else output_type
             names = filename if isinstance(filename, list) else [filename] * len(result)
-            return [self._submit(r, k, n, local_dp) for r, k, n in zip(result, kinds, names)]
+            return [self._submit(r, k, n, local_dp) for r, k, n in zip(result, kinds, names, strict=False)]
         return self._submit(result, output_type, filename, local_dp)
 
     def _submit(self, result, kind, filename, local_dp):

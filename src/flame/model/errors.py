@@ -154,7 +154,9 @@ class MixedTypes(UnfitData):
 
 class OutOfRange(UnfitData):
     code = "out_of_range"
-    says = "The column '{}' has values outside the range that the analysis expects: another unit, or a code for unknown?"
+    says = (
+        "The column '{}' has values outside the range that the analysis expects: another unit, or a code for unknown?"
+    )
     advice = "Convert '{}' at the source, mark unknown values as missing, or correct the range."
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flame.researcher.program import choose_entrypoint, read_program
 from flame.cli.doctor import examine
 from flame.cli.entry import VERBS, load
 from flame.cli.options import read_columns, read_sites
 from flame.model.errors import Invalid, NotFound
+from flame.researcher.program import choose_entrypoint, read_program
 
 
 def flame(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
