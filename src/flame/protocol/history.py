@@ -234,12 +234,12 @@ def _reason(facts: dict[str, Any]) -> str:
 
 
 def _left(facts: dict[str, Any]) -> str:
-    """What the node let out during the run, from `left`: [kind, name, times, bytes, last round] each."""
+    """What the node let out during the run, from `left`: [kind, times, bytes, last round] each."""
     rows = facts.get("left")
     if not isinstance(rows, list):
         return ""
-    known = [row for row in rows if isinstance(row, list) and len(row) == 5]
-    return "; ".join(f"{kind} '{name}' ×{times}, {size} bytes" for kind, name, times, size, _ in known)
+    known = [row for row in rows if isinstance(row, list) and len(row) == 4]
+    return "; ".join(f"{kind} ×{times}, {size} bytes" for kind, times, size, _ in known)
 
 
 def _text(facts: dict[str, Any], name: str) -> str:

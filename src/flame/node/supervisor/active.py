@@ -851,8 +851,9 @@ async def report(context: Context, order: Order, run: Run, progress: int) -> Non
     await context.journal.execute("UPDATE runs SET reported = ? WHERE id = ?", run.state.value, order.id)
 
 
-_LEFT = "SELECT kind, name, count(*), sum(bytes), max(round) FROM releases WHERE run = ? GROUP BY kind, name ORDER BY kind, name"
-"""What a run let out, summed up for the log: how often, how many bytes, up to which round."""
+_LEFT = "SELECT kind, count(*), sum(bytes), max(round) FROM releases WHERE run = ? GROUP BY kind ORDER BY kind"
+"""What a run let out, summed up for the log: how often, how many bytes, up to which round. Names stay: a program may have
+written them, and the hub reads the log."""
 
 
 async def upload_released(context: Context, events: Events, run: str, analysis: str) -> None:
