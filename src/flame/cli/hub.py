@@ -39,19 +39,28 @@ Port = Annotated[
 ]
 
 
-def settings_of(dir: Path | None, config: Path | None, **given: Any) -> Settings:
-    from flame.hub.settings import Settings
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting; see `flame hub settings`.", show_default=False
+    ),
+]
 
-    return Settings.from_env(config=config, dir=dir, **given)
+
+def settings_of(dir: Path | None, config: Path | None, more: list[str] | None = None, **given: Any) -> Settings:
+    from flame.hub.settings import Settings, from_arguments
+
+    named = {name: value for name, value in {"dir": dir, **given}.items() if value is not None}
+    return Settings.from_env(config=config, **{**from_arguments(more or []), **named})
 
 
 @app.command()
-def serve(dir: Dir = None, host: Host = None, port: Port = None, config: Config = None) -> None:
+def serve(dir: Dir = None, host: Host = None, port: Port = None, config: Config = None, more: Set = None) -> None:
     """Run the hub until it is stopped (Ctrl-C or SIGTERM). The first start shows the admin's password, once."""
     with told_errors():
         from flame.hub import serve as run
 
-        run(settings_of(dir, config, host=host, port=port))
+        run(settings_of(dir, config, more, host=host, port=port))
 
 
 @app.command()

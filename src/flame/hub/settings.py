@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +130,23 @@ def collect(
             raise Invalid(f"The setting {variable} is not known.", next_step=f"Known: {', '.join(sorted(known))}.")
         found[name] = (_convert(variable, known[name], environ[variable]), "environment")
     found.update({name: (value, "command line") for name, value in overrides.items() if value is not None})
+    return found
+
+
+def from_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` of the command line, typed. Raises Invalid, also for what a command line would show to everybody."""
+    known = {f.name: str(f.type) for f in fields(Settings)}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise Invalid(f"--set {name[:40]!r} is no setting.", next_step=f"Known: {', '.join(sorted(known))}.")
+        if name in SECRET:
+            raise Invalid(
+                f"--set {name}: everybody on this machine can read a command line.",
+                next_step=f"Give it by {PREFIX}{name.upper()} or in the settings file.",
+            )
+        found[name] = _convert(f"--set {name}", known[name], value)
     return found
 
 
