@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -125,13 +126,16 @@ def assert_refused(
         if at and node.name not in at:
             continue
         name = node.name
-        # a refusal ends the run at the hub: each node is shown it as if it were the first
-        assert change_hub(federation, "UPDATE runs SET state = 'ordered' WHERE id = ?", run) == 1
-        federation.steward(name).api.post(f"/api/analyses/{submission.analysis}/start", {})
 
         def row(name: str = name) -> dict[str, Any] | None:
             found = node_run(federation, name, submission.analysis)
-            return found if found and found["id"] == run and found["state"] in TERMINAL else None
+            if found and found["id"] == run and found["state"] in TERMINAL:
+                return found
+            # a refusal ends the run at the hub, perhaps only now: each node is shown it as if it were the first
+            assert change_hub(federation, "UPDATE runs SET state = 'ordered' WHERE id = ?", run) == 1
+            federation.steward(name).api.post(f"/api/analyses/{submission.analysis}/start", {})
+            time.sleep(0.3)
+            return None
 
         found = eventually(row, f"the refusal at {name}")
         told = found["code"] == "peer_ended"  # another node found the same first, and said so
@@ -160,9 +164,8 @@ TERMINAL = ("ended", "refused", "failed", "stopped")
 
 def test_what_is_approved_runs_once_and_no_repetition_runs_it_again(federation: Federation) -> None:
     submission = approved(federation, "Approved")
-    order = order_for(submission)
-    run = slip_in(federation, submission, order, signed(federation, order))
-    look_again(federation, submission)
+    federation.session.start(submission)
+    run = submission.run
     for node in federation.nodes:
 
         def ended(name: str = node.name) -> bool:
@@ -170,6 +173,12 @@ def test_what_is_approved_runs_once_and_no_repetition_runs_it_again(federation: 
             return row is not None and row["id"] == run and row["state"] == "ended"
 
         assert eventually(ended, f"the end of the run at {node.name}")
+
+    def told() -> bool:
+        path = f"/core/analysis-nodes?filter[analysisId]={submission.analysis}"
+        return {row["executionStatus"] for row in federation.session.api.get(path)["data"]} == {"executed"}
+
+    assert eventually(told, "every node's last word at the hub")
     change_hub(federation, "UPDATE runs SET state = 'ordered' WHERE id = ?", run)
     look_again(federation, submission)
     change_hub(federation, "DELETE FROM runs WHERE id = ?", run)
@@ -181,6 +190,21 @@ def test_what_is_approved_runs_once_and_no_repetition_runs_it_again(federation: 
         assert sorted(row["state"] for row in rows) == ["ended", "refused"], "the repeated order was not even a run"
         text = (node.directory / "node.log").read_text()
         assert text.count(f"run {run[:12]} is running") == 1
+
+
+@pytest.mark.slow
+def test_an_order_that_the_hub_keeps_from_its_log_is_refused_in_the_end(federation: Federation) -> None:
+    submission = approved(federation, "Not in the log")
+    order = order_for(submission)
+    run = slip_in(federation, submission, order, signed(federation, order))
+    look_again(federation, submission)
+    for node in federation.nodes:
+
+        def refused(name: str = node.name) -> bool:
+            row = node_run(federation, name, submission.analysis)
+            return row is not None and (row["id"], row["state"], row["code"]) == (run, "refused", "start_not_logged")
+
+        assert eventually(refused, f"the refusal at {node.name}", seconds=120)
 
 
 # --- the program ---------------------------------------------------------------------------------------------------------
@@ -196,9 +220,10 @@ def test_one_changed_byte_of_code(federation: Federation) -> None:
     assert len(stored) == 1
     stored[0].chmod(0o600)
     stored[0].write_bytes(marked.replace(b"AAAA-BBBB", b"AAAA-BBBC"))
-    order = order_for(submission)
-    run = slip_in(federation, submission, order, signed(federation, order))
-    assert_refused(federation, submission, run, "does_not_match_approval", "not the one that the manifest names")
+    federation.session.start(submission)
+    assert_refused(
+        federation, submission, submission.run, "does_not_match_approval", "not the one that the manifest names"
+    )
 
 
 # --- the start order -----------------------------------------------------------------------------------------------------

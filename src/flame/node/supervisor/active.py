@@ -16,7 +16,7 @@ from flame.crypto.announce import Announcement, sign_announcement
 from flame.crypto.canonical import digest
 from flame.crypto.keys import PublicKey
 from flame.model import run as life
-from flame.model.errors import BadSignature, Conflict, Expired, FlameError, Malformed, Refused, RunFailed, Unavailable
+from flame.model.errors import BadSignature, Conflict, Expired, FlameError, Malformed, NotFound, Refused, RunFailed, Unavailable
 from flame.model.manifest import Manifest
 from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
 from flame.node.context import Context, log
@@ -89,6 +89,7 @@ class ActiveRun:
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._before_release: set[asyncio.Task[None]] = set()
+        self._log_lacks_it_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._ended_senders: set[str] = set()
         self._early: list[Deliver] = []
@@ -260,11 +261,14 @@ class ActiveRun:
 
     async def _verify(self, *, feed: Event) -> None:
         """Check the order; then ``feed``, or the denial. Waits for the hub where a key has still to be fetched."""
+        why = ""
         while True:
             try:
                 await self._check_order()
             except Unavailable as error:
-                log.warning("run %s waits: %s", self.order.id[:12], error)
+                if str(error) != why:
+                    why = str(error)
+                    log.warning("run %s waits: %s", self.order.id[:12], why)
                 await self._hub_again()
                 continue
             except FlameError as error:
@@ -307,7 +311,17 @@ class ActiveRun:
         """The order stands in the log that this node announces; asked for once, also across restarts."""
         ((known,),) = await self._context.journal.rows("SELECT start_leaf FROM runs WHERE id = ?", self.order.id)
         if known is None:
-            known = await self._heads.start_of(self.order.id, manifest)
+            try:
+                known = await self._heads.start_of(self.order.id, manifest)
+            except NotFound:
+                self._log_lacks_it_since = self._log_lacks_it_since or time.monotonic()
+                if time.monotonic() - self._log_lacks_it_since < PROOF_SECONDS:
+                    raise Unavailable("The hub does not show the run's order in its log.") from None
+                raise Refused(
+                    f"For {PROOF_SECONDS:.0f} s the hub's log has held no entry of this start order.",
+                    next_step="Nothing has run. Ask the hub's operator; then start the analysis again.",
+                    code="start_not_logged",
+                ) from None
             await self._context.journal.execute("UPDATE runs SET start_leaf = ? WHERE id = ?", known, self.order.id)
 
     async def _use_number(self, hex_: str, number: int) -> None:

@@ -17,7 +17,7 @@ from flame.crypto.canonical import canonical
 from flame.crypto.keys import PublicKey
 from flame.crypto.signatures import verify_event
 from flame.crypto.translog import TreeHead, leaf_hash, verify_consistency, verify_inclusion, verify_tree_head
-from flame.model.errors import FlameError, Malformed, Refused, Unavailable
+from flame.model.errors import FlameError, Malformed, NotFound, Refused, Unavailable
 from flame.node.context import Context, log, now
 from flame.protocol.documents import Event, SignedEvent
 from flame.protocol.freeze import format_time
@@ -132,12 +132,14 @@ class Heads:
     async def start_of(self, run: str, manifest: str) -> int:
         """The place of a run's order in the hub's log, once the newest head here includes it.
 
-        Raises Refused for an entry that is not the hub's, not about this run, or not in the log; Unavailable while the
-        hub shows none.
+        Raises Refused for an entry that is not the hub's, not about this run, or not in the log; NotFound while the hub
+        shows none, Unavailable while it does not answer.
         """
         seen = self._context.link.newest_head[0]
         try:
             answer = await self._context.link.request("GET", f"/core/audit/starts/{run}?seen={seen}")
+        except NotFound:
+            raise
         except FlameError as error:
             raise Unavailable(f"The hub does not show the run's order in its log: {error.message}") from None
         shown = _Shown.read(answer, PublicKey.from_hex_pem(self._context.enrolled.hub_key))
