@@ -130,6 +130,8 @@ def call(operation: Any, actors: list[Any], ids: dict[str, list[str]], failures:
         if case.path_parameters and examples % 2:
             collection = operation.path.split("/{")[0]
             case.path_parameters |= {"id": secrets.choice(ids[collection])} if ids.get(collection) else {}
+        if isinstance((case.query or {}).get("wait"), int | float):
+            case.query["wait"] = min(case.query["wait"], 1)  # who asks to be kept waiting is kept waiting
         response = case.call(headers={"authorization": actor.http.headers["authorization"]}, timeout=20)
         try:
             case.validate_response(response, checks=CHECKS)
