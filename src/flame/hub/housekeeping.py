@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -37,16 +38,16 @@ async def tidy_up(hub: HubState) -> None:
             lambda c: c.execute(update(nodes).where(nodes.c.online.is_(True)).values(online=False))
         )
     await sweep(hub, alone=hub.database.url is None)
-    await expire(hub)
+    await expire(hub, alone=hub.database.url is None)
 
 
-async def expire(hub: HubState) -> None:
+async def expire(hub: HubState, *, alone: bool = False) -> None:
     """Forget mail, sessions and assertions whose time is over, and of broken uploads what nobody waits for."""
     now = int(time.time())
     for blob in await hub.mailbox.expire(now):
         await hub.objects.remove(blob)
     wanted = {name_of(*letter) for letter in await hub.mailbox.arriving()}
-    await asyncio.to_thread(hub.arrivals.keep_only, wanted)
+    await asyncio.to_thread(partial(hub.arrivals.keep_only, wanted, alone=alone))
 
     def forget(connection: Connection) -> None:
         connection.execute(delete(sessions).where(sessions.c.expires < now))

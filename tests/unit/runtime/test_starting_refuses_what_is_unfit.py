@@ -61,8 +61,9 @@ def test_a_run_whose_output_cannot_be_kept_leaves_no_process(
         with pytest.raises(Unavailable, match="cannot be started"):
             await chosen.start(spec)
 
+    before = set(children(os.getpid()))
     asyncio.run(start())
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= before
 
 
 def _socket_in_code(spec: RunSpec) -> None:

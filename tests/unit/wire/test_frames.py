@@ -26,6 +26,9 @@ REQUESTS: list[gateway.Request] = [
     gateway.Log("info", "{n} rows", {"n": "3"}),
     gateway.Progress(50),
     gateway.Submit("result.json", "application/json"),
+    gateway.Keep("step"),
+    gateway.GetKept("ab" * 16),
+    gateway.ListKept("step"),
     gateway.Finish(),
     gateway.Fail("ValueError", [("main.py", 3)], "text", "code"),
 ]
@@ -35,6 +38,7 @@ REPLIES: list[gateway.Reply] = [
     gateway.Total(3),
     gateway.Message("1", "a", "state"),
     gateway.Sent("1"),
+    gateway.Kept([("ab" * 16, "step")]),
     gateway.TimedOut(),
     gateway.Done(),
     gateway.Failed("refused", "No.", "Ask."),

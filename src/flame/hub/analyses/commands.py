@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -108,21 +109,28 @@ def execute(
 
 
 def _lock(hub: HubState, connection: Connection, key: str, actor: Actor, files: dict[str, bytes]) -> None:
-    frozen = freeze_analysis(connection, key, files)
+    moment = datetime.now(UTC)
+    while True:
+        frozen = freeze_analysis(connection, key, files, moment)
+        if frozen.digest is None or not _was_frozen(connection, frozen.digest):
+            break
+        moment += timedelta(seconds=1)  # a new lock is a new document: what was signed before the unlock stays void
     values = {
         "configuration_locked": True,
         "manifest_digest": frozen.digest,
         "manifest_missing": json.dumps(frozen.missing),
     }
     if frozen.digest is not None and frozen.text is not None:
-        there = connection.execute(select(manifests.c.digest).where(manifests.c.digest == frozen.digest)).first()
-        if there is None:
-            connection.execute(
-                insert(manifests).values(digest=frozen.digest, analysis_id=key, document=frozen.text, created_at=now())
-            )
+        connection.execute(
+            insert(manifests).values(digest=frozen.digest, analysis_id=key, document=frozen.text, created_at=now())
+        )
     told = {"manifest": frozen.digest or "", "missing": len(frozen.missing), "by": actor.id}
     hub.log.tell(connection, "submission", key, told)
     connection.execute(update(analyses).where(analyses.c.id == key).values(**values))
+
+
+def _was_frozen(connection: Connection, digest: str) -> bool:
+    return connection.execute(select(manifests.c.digest).where(manifests.c.digest == digest)).first() is not None
 
 
 def void_lock(hub: HubState, connection: Connection, key: str, actor: Actor) -> None:

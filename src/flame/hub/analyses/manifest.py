@@ -54,7 +54,9 @@ def code_of(connection: Connection, analysis: str) -> list[Any]:
     return list(connection.execute(statement))
 
 
-def freeze_analysis(connection: Connection, analysis: str, author_files: Mapping[str, bytes]) -> Frozen:
+def freeze_analysis(
+    connection: Connection, analysis: str, author_files: Mapping[str, bytes], moment: datetime | None = None
+) -> Frozen:
     """The manifest of an analysis as it stands now. `author_files`: content of ``flame.toml`` by its object's key."""
     row = connection.execute(select(analyses).where(analyses.c.id == analysis)).one()
     missing: list[str] = []
@@ -64,7 +66,7 @@ def freeze_analysis(connection: Connection, analysis: str, author_files: Mapping
         analysis=row.id,
         project=row.project_id,
         title=row.display_name or row.name,
-        created=format_time(datetime.now(UTC)),
+        created=format_time(moment or datetime.now(UTC)),
         code=[CodeFile(file.path, file.size, file.sha256) for file in code],
         entrypoint=next((file.path for file in code if file.root), ""),
         arguments=[str(a["value"]) for a in json.loads(row.image_command_arguments or "[]")],

@@ -196,14 +196,17 @@ class Arrivals:
             if arrival.run == run and not arrival.is_written:
                 self._forget(name)
 
-    def keep_only(self, wanted: Collection[str]) -> None:
-        """Remove what nobody waits for any more; `wanted`: names as `name_of` gives them."""
+    def keep_only(self, wanted: Collection[str], *, alone: bool) -> None:
+        """Remove what nobody waits for any more; `wanted`: names as `name_of` gives them.
+
+        alone: nobody can be about to announce one of them, for nobody is connected yet, and there is no other process.
+        """
         for path in self._folder.iterdir():
             known = self._known.get(path.name)
             if path.name in wanted or (known and known.is_written):
                 continue
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - GRACE_SECONDS:  # another process may be about to announce it
+                if alone or path.stat().st_mtime < time.time() - GRACE_SECONDS:
                     self._forget(path.name)
 
     def _forget(self, name: str) -> None:

@@ -16,7 +16,17 @@ from flame.crypto.announce import Announcement, sign_announcement
 from flame.crypto.canonical import digest
 from flame.crypto.keys import PublicKey
 from flame.model import run as life
-from flame.model.errors import BadSignature, Conflict, Expired, FlameError, Malformed, NotFound, Refused, RunFailed, Unavailable
+from flame.model.errors import (
+    BadSignature,
+    Conflict,
+    Expired,
+    FlameError,
+    Malformed,
+    NotFound,
+    Refused,
+    RunFailed,
+    Unavailable,
+)
 from flame.model.manifest import Manifest
 from flame.model.run import EXECUTION_STATUS, Do, Event, Run, RunState
 from flame.node.context import Context, log
