@@ -274,6 +274,8 @@ def test_a_hospital_that_is_offline_is_named_when_the_others_give_up(federation:
     assert outcome.status == "failed"
     assert "Bonn did not join the run" in outcome.reason
     assert "Ask whether the node is running" in outcome.reason
+    eventually(lambda: run_state(federation, "Bonn", submission.run), "Bonn takes up the order that waited for it")
+    assert_gone_everywhere(federation, submission.run)
     good = researcher.run(program(), "Good")
     assert good.status == "executed", good.reason
 

@@ -504,11 +504,30 @@ class ActiveRun:
 
     # --- prepare and run --------------------------------------------------------------------------------------------
 
+    async def _over_already(self) -> life.PeerEnded | None:
+        """Another participant has ended this run without success before this node came: nobody waits for it any more.
+
+        Who ended told those who had joined by then, so the others hear of it from the hub. A hub that lies here stops a
+        run, which it can do anyway.
+        """
+        assert self._manifest is not None
+        path = f"/core/analysis-nodes?filter[analysisId]={self.order.analysis}&page[limit]=50"
+        for row in (await self._context.link.request("GET", path))["data"]:
+            peer = self._manifest.participant(str(row.get("nodeId")))
+            if peer is None or peer.node == self._context.node or row.get("executionRun") != self.order.id:
+                continue
+            if row.get("executionStatus") in ("failed", "stopped"):
+                return life.PeerEnded(peer.name, str(row.get("executionReason") or "")[:2000])
+        return None
+
     async def _prepare(self) -> None:
         assert self._manifest is not None
         try:
             while True:
                 try:
+                    if (over := await self._over_already()) is not None:
+                        self.feed(over)
+                        return
                     self._prepared = await prepare(self._context, self._manifest, self.folder)
                     break
                 except Unavailable as error:
